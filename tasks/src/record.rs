@@ -12,6 +12,8 @@ pub struct Record {
     pub owner: Option<String>,
     /// The queue of a job. `None` for a task that is not a job. Only the job queue sets it.
     pub queue: Option<String>,
+    /// The job that has enqueued this one. Only the job queue sets it.
+    pub parent: Option<TaskId>,
     /// The state.
     pub state: TaskState,
     /// The number of attempts that were started.
@@ -50,6 +52,7 @@ impl Record {
             name: name.into(),
             owner: None,
             queue: None,
+            parent: None,
             state: TaskState::Queued,
             attempt: 0,
             max_attempts: 1,
@@ -79,6 +82,7 @@ impl Record {
             name: self.name.clone(),
             owner: self.owner.clone(),
             queue: self.queue.clone(),
+            parent: self.parent,
             state: self.state,
             attempt: self.attempt,
             max_attempts: self.max_attempts,

@@ -20,6 +20,9 @@ pub struct Status {
     /// The queue of a job. Absent for a task that is not a job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<String>,
+    /// The id of the job that has enqueued this one, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<TaskId>,
     /// The state.
     pub state: TaskState,
     /// The number of attempts that were started.
@@ -89,6 +92,7 @@ impl From<&Record> for Status {
             id: record.id,
             name: record.name.clone(),
             queue: record.queue.clone(),
+            parent: record.parent,
             state: record.state,
             attempt: record.attempt,
             progress: record.progress,

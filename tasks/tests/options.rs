@@ -27,7 +27,7 @@ use tower_offload::{
 use tower_offload_tasks::{
     AcceptError, Accepted, Failure, MemoryStore, Progress, Record, Retention, SqlStore, TaskId, TaskState, TaskStore,
     Tasks, Timestamp,
-    jobs::{Backoff, Enqueue, Job, Jobs, JobsBuilder, Unique},
+    jobs::{Backoff, Enqueue, Job, Jobs, JobsBuilder, Schedule, Unique},
     service::Access,
     store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, StoreFuture, Swept, Written},
 };
@@ -98,6 +98,12 @@ const OPTIONS: &[(&str, Try)] = options! {
     "JobsBuilder::worker" => Duration(async |timeout| job(
         |jobs| retried_at_once(jobs).worker(timeout, async |_: Echo, _| Ok::<_, Infallible>(())), |job| job,
     ).await),
+    "JobsBuilder::every" => Text(async |name| job(|jobs| echo(jobs).every(name, LONG, |_| Echo {}), |job| job).await),
+    "Schedule::interval" => Duration(async |interval| schedule(Schedule::interval(interval)).await),
+    "Schedule::cron" => Text(async |expression: String| schedule(Schedule::cron(&expression)).await),
+    "Schedule::time_zone" => Text(async |zone: String| schedule(Schedule::cron("0 3 * * *").time_zone(&zone)).await),
+    "Context::step" => Text(step),
+    "Context::step_async" => Text(step_async),
     "JobsBuilder::queue" => Text(async |name| job(|jobs| echo(jobs).queue(name, 1), |job| job).await),
     "JobsBuilder::concurrency" => Number(async |limit| job(|jobs| echo(jobs).concurrency(limit), |job| job).await),
     "Backoff::fixed" => Duration(async |delay| job(|jobs| echo(jobs).backoff(Backoff::fixed(delay)), |job| job).await),
@@ -633,6 +639,40 @@ async fn at(time: SystemTime) -> Outcome {
     let state = run_job(echo, |job| job.at(time), A_WHILE).await?;
     assert!(state == TaskState::Queued || is_due, "a job for {time:?} is {state}");
     Ok(())
+}
+
+/// Starts a queue with a schedule.
+async fn schedule(schedule: Schedule) -> Outcome {
+    job(|jobs| echo(jobs).every("a", schedule, |_| Echo {}), |job| job).await
+}
+
+async fn step(name: String) -> Outcome {
+    let (sender, mut results) = tokio::sync::mpsc::unbounded_channel();
+    let work = move |jobs: JobsBuilder| {
+        jobs.blocking_worker(ThreadPool::blocking(1), LONG, move |_: Echo, context| {
+            let ran = context.step(&name, || Ok::<_, String>(()));
+            let _ = sender.send(ran.map_err(|error| error.to_string()));
+            Ok::<_, Infallible>(())
+        })
+    };
+    job(work, |job| job).await?;
+    results.recv().await.unwrap()
+}
+
+async fn step_async(name: String) -> Outcome {
+    let (sender, mut results) = tokio::sync::mpsc::unbounded_channel();
+    let work = move |jobs: JobsBuilder| {
+        jobs.worker(LONG, move |_: Echo, context| {
+            let (name, sender) = (name.clone(), sender.clone());
+            async move {
+                let ran = context.step_async(&name, || async { Ok::<_, String>(()) }).await;
+                let _ = sender.send(ran.map_err(|error| error.to_string()));
+                Ok::<_, Infallible>(())
+            }
+        })
+    };
+    job(work, |job| job).await?;
+    results.recv().await.unwrap()
 }
 
 /// A store whose leases must be renewed at an interval.

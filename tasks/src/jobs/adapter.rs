@@ -13,12 +13,12 @@ use tokio::{
 };
 
 use super::{
-    Job,
+    Context, Job,
     attempt::{Attempt, MAX_UNASKED, RETURN_DELAY, Run, storable},
     events::warn,
     gate::Gate,
     insert::{Arguments, set_end, task_id},
-    outcome::{End, Next, Outcome},
+    outcome::{End, Next, Outcome, Successors},
     queue::{Environment, Phase},
     running::{Claim, Entered},
     trace::AttemptTrace,
@@ -77,10 +77,14 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
         if started_at.elapsed() > MAX_UNASKED || is_old(row) {
             gate.guard();
         }
-        let progress = Progress::new(attempt.clone());
         let trace = AttemptTrace::new(environment, row, id, started_at);
+        // Both exist while an attempt runs. The queue may not know the client yet.
+        let (Some(queue), Some(client)) = (environment.queue.upgrade(), context.client()) else {
+            return hand_back(&context, &claim, RETURN_DELAY);
+        };
+        let work_context = Context::claimed(Progress::new(attempt.clone()), queue, row, &claim, self.worker.timeout);
         let ticket = Ticket { entry, gate: gate.clone(), stopped: stopped.clone(), trace: trace.clone() };
-        let outcome = match self.worker.start(job.args.text(), progress, ticket) {
+        let outcome = match self.worker.start(job.args.text(), work_context.clone(), ticket) {
             Ok(work) => {
                 let Some(slots) = environment.slots.get(&row.queue) else {
                     return hand_back(&context, &claim, RETURN_DELAY); // River works only these queues
@@ -88,7 +92,7 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
                 let run = Run {
                     environment,
                     slots,
-                    client: context.client(),
+                    client: Some(client),
                     claim: &claim,
                     attempt: &attempt,
                     stopped: &stopped,
@@ -116,6 +120,7 @@ impl<J: Job> riverqueue::Worker<Arguments<J>> for Adapter<J> {
             id,
             max_attempts: i16::try_from(row.max_attempts).unwrap_or(i16::MAX),
             failures: u32::try_from(row.errors.len()).unwrap_or(u32::MAX),
+            successors: Successors::new(work_context.take_successors(), client),
             outcome,
             progress: environment.progress.remove(attempt.progress_key),
         };
@@ -171,10 +176,16 @@ async fn finish(
     let next = end.next(environment.backoff);
     let is_final = !matches!(next, Next::Queued(_));
     let is_followed = environment.tasks.followers().follows(end.id) && !context.cancellation_token().is_cancelled();
+    let has_successors = end.successors().is_some();
     let mut is_written = false;
-    if is_final && (is_followed || !is_exact) {
+    if is_final && (is_followed || !is_exact || has_successors) {
         match environment.database.write_end(&end, environment.backoff).await {
-            Ok(written) => is_written = written,
+            Ok(written) => {
+                is_written = written;
+                if let Some(queue) = environment.queue.upgrade().filter(|_| written) {
+                    queue.on_successors(&end);
+                }
+            }
             Err(error) => warn("failed to write the end of a job, will retry", &error),
         }
         environment.tasks.followers().changed(end.id);
@@ -193,8 +204,9 @@ async fn finish(
         (Next::Completed | Next::Discarded, _) => Duration::ZERO,
     };
     // Also if the end is written: when River writes it, the job may have been retried and claimed
-    // again. An end that River would round names no claim, and the check of the claims writes it.
-    let is_valid = is_written || is_exact;
+    // again. An end that River would round, or write without its successors, names no claim, and
+    // the check of the claims writes it.
+    let is_valid = is_written || is_exact && !has_successors;
     let claim = if is_valid { end.claim.clone() } else { Claim { attempted_at: 0, ..end.claim.clone() } };
     set_end(context, &claim, delay)?;
     match end.outcome {

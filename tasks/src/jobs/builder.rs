@@ -1,4 +1,9 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    any::type_name,
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -9,19 +14,21 @@ use tower_offload::process::{ProcessPool, Work};
 #[cfg(feature = "tracing")]
 use super::Propagator;
 use super::{
-    Backoff, Job, Jobs, StartError,
+    Backoff, Context, Job, Jobs, Schedule, StartError,
     client::Plan,
+    context::State,
     database::Database,
     events::{self, Counters},
     maintenance::{self, INSERT_CHANNEL_CAPACITY, InsertReceivers},
     operations::PausedKinds,
     queue::{Environment, InsertSenders, Queue},
     running::RunningJobs,
+    schedule::{self, run::ScheduledJob},
     slots::AllSlots,
     trace::Tracing,
     worker::Worker,
 };
-use crate::{IntoFailure, Progress, SqlStore, Tasks};
+use crate::{IntoFailure, SqlStore, Tasks, Timestamp};
 
 impl Jobs {
     /// Returns a builder for a job queue in the database of `tasks`. The records of its jobs are
@@ -32,6 +39,9 @@ impl Jobs {
             plan: Plan::default(),
             concurrency: DEFAULT_CONCURRENCY,
             tracing: Tracing::default(),
+            state: State::default(),
+            schedules: Vec::new(),
+            error: None,
         }
     }
 }
@@ -43,6 +53,10 @@ pub struct JobsBuilder {
     plan: Plan,
     concurrency: usize,
     tracing: Tracing,
+    state: State,
+    schedules: Vec<ScheduledJob>,
+    /// The first option that is not valid.
+    error: Option<String>,
 }
 
 const DEFAULT_CONCURRENCY: usize = 32;
@@ -51,14 +65,14 @@ impl JobsBuilder {
     /// Adds a worker for the jobs of type `J`, which runs a closure on a pool.
     ///
     /// An attempt that exceeds `timeout`, measured from the start of the closure, has failed. A
-    /// closure cannot be stopped, so [`Progress::is_cancelled`] becomes `true`, and no other
-    /// attempt of the job starts in this process until the closure returns. Poll it between the
-    /// steps of the work.
+    /// closure cannot be stopped, so [`is_cancelled`](crate::Progress::is_cancelled) becomes
+    /// `true`, and no other attempt of the job starts in this process until the closure returns.
+    /// Poll it between the parts of the work, or divide the work into [steps](Context::step).
     pub fn blocking_worker<J, P, F, T, E>(mut self, pool: P, timeout: Duration, work: F) -> Self
     where
         J: Job,
         P: Pool,
-        F: Fn(J, Progress) -> Result<T, E> + Send + Sync + 'static,
+        F: Fn(J, Context) -> Result<T, E> + Send + Sync + 'static,
         T: Serialize,
         E: IntoFailure,
     {
@@ -72,7 +86,7 @@ impl JobsBuilder {
     pub fn worker<J, F, A, T, E>(mut self, timeout: Duration, work: F) -> Self
     where
         J: Job,
-        F: Fn(J, Progress) -> A + Send + Sync + 'static,
+        F: Fn(J, Context) -> A + Send + Sync + 'static,
         A: Future<Output = Result<T, E>> + Send + 'static,
         T: Serialize,
         E: IntoFailure,
@@ -118,6 +132,71 @@ impl JobsBuilder {
         Self { concurrency, ..self }
     }
 
+    /// Enqueues a job at each tick of a schedule, once across all processes with this schedule.
+    ///
+    /// `job` gets the tick, which is earlier than the current time if the tick was
+    /// [made up](super::CatchUp). `name` identifies the schedule in the database, so every program
+    /// that shares it must have another name for another schedule. It has 1 to 100 bytes without
+    /// control characters, and is part of River's metadata of each job (`river:periodic_job_id`).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use serde::{Deserialize, Serialize};
+    /// # use tower_offload_tasks::{Tasks, jobs::{Job, Jobs, JobsBuilder, Schedule}};
+    /// #[derive(Serialize, Deserialize)]
+    /// struct Report { day: String }
+    ///
+    /// # impl Job for Report { const KIND: &'static str = "report"; }
+    /// # #[derive(Serialize, Deserialize)]
+    /// # struct Poll;
+    /// # impl Job for Poll { const KIND: &'static str = "poll"; }
+    /// fn with_schedules(builder: JobsBuilder) -> JobsBuilder {
+    ///     let nightly = Schedule::cron("0 3 * * *").time_zone("Europe/Berlin");
+    ///     builder
+    ///         .every("nightly report", nightly, |tick| Report { day: tick.to_string() })
+    ///         .every("poll", Duration::from_secs(300), |_| Poll)
+    /// }
+    /// ```
+    ///
+    /// The clock of the database decides when it ticks. The first start of a schedule only records
+    /// the time, so its first tick is later. A tick and its job are committed together: a crash
+    /// neither loses a tick nor repeats one. If the clock is set back, no tick is repeated, so
+    /// there is none until it shows the time of the latest tick again, and a warning is logged.
+    ///
+    /// If `job` panics, or its arguments cannot be stored, the tick is skipped and a warning
+    /// logged. Another expression or interval under the same name continues after the latest tick.
+    /// A schedule that no program has any longer does not tick.
+    /// [`stop_claiming`](Jobs::stop_claiming) does not stop it, but [`shutdown`](Jobs::shutdown)
+    /// does.
+    pub fn every<J, F>(mut self, name: impl Into<String>, schedule: impl Into<Schedule>, job: F) -> Self
+    where
+        J: Job,
+        F: Fn(Timestamp) -> J + Send + Sync + 'static,
+    {
+        let scheduled = ScheduledJob::new(name.into(), schedule.into(), job);
+        let is_new = self.schedules.iter().all(|other| other.name != scheduled.name);
+        let name = &scheduled.name;
+        let twice = || format!("schedule {name:?} is added twice: give each a name of its own");
+        let is_valid = scheduled.validate::<J>().and_then(|()| is_new.then_some(()).ok_or_else(twice));
+        if let Err(error) = is_valid {
+            self.error.get_or_insert(error);
+        }
+        self.schedules.push(scheduled);
+        self
+    }
+
+    /// Adds a value for the workers, such as a client of another service. [`Context::state`]
+    /// returns it. There is at most one value of each type.
+    pub fn state<S: Send + Sync + 'static>(mut self, value: S) -> Self {
+        if !self.state.add(value) {
+            let name = type_name::<S>();
+            self.error.get_or_insert_with(|| {
+                format!("the job queue has two states of type `{name}`: remove one, or wrap it in a type of its own")
+            });
+        }
+        self
+    }
+
     /// Sets the delay before the next attempt of a job that failed. Default: [`Backoff::default`].
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.plan.backoff = backoff;
@@ -154,7 +233,10 @@ impl JobsBuilder {
     ///
     /// If the future is dropped before it completes, jobs may have started. They are requeued.
     pub async fn start(self) -> Result<Jobs, StartError> {
-        let Self { tasks, mut plan, concurrency, tracing } = self;
+        let Self { tasks, mut plan, concurrency, tracing, state, schedules, error } = self;
+        if let Some(error) = error {
+            return Err(StartError::invalid(error));
+        }
         let store = tasks.store::<SqlStore>().cloned().ok_or(StartError::NO_DATABASE)?;
         plan.validate(concurrency).map_err(StartError::invalid)?;
         if plan.kinds().is_empty() {
@@ -164,6 +246,8 @@ impl JobsBuilder {
         let database = Database::new(store.engine.clone());
         let poll_interval = database.poll_interval();
         let environment = Environment {
+            queue: Weak::new(),
+            state,
             tasks,
             database,
             running: RunningJobs::default(),
@@ -176,13 +260,16 @@ impl JobsBuilder {
         };
         let (plain, plain_requests) = mpsc::channel(INSERT_CHANNEL_CAPACITY);
         let (unique, unique_requests) = mpsc::channel(INSERT_CHANNEL_CAPACITY);
-        let queue = Arc::new(Queue::new(environment, plan, InsertSenders { plain, unique }, store));
+        let queue = Queue::new(environment, plan, InsertSenders { plain, unique }, store);
         if !queue.register() {
             return Err(StartError::ALREADY_STARTED);
         }
         let jobs = Jobs::new(queue.clone()); // stops everything if this future is dropped
         queue.start_client().await?;
         maintenance::spawn(&queue, InsertReceivers { plain: plain_requests, unique: unique_requests });
+        if !schedules.is_empty() {
+            tokio::spawn(schedule::run::run(queue, schedules));
+        }
         Ok(jobs)
     }
 }

@@ -41,18 +41,7 @@ impl Jobs {
     ///
     /// If the future is dropped before it completes, the job may be enqueued or not.
     pub fn enqueue<J: Job>(&self, job: J) -> Enqueue<'_, J> {
-        Enqueue {
-            queue: self.queue(),
-            job,
-            owner: None,
-            queue_name: J::QUEUE,
-            max_attempts: J::MAX_ATTEMPTS,
-            delay: None,
-            trace: None,
-            is_by_content: false,
-            keys: Keys::default(),
-            options: InsertOpts::default(),
-        }
+        Enqueue::new(self.queue(), job)
     }
 }
 
@@ -64,6 +53,7 @@ pub struct Enqueue<'a, J> {
     pub(super) queue: &'a Arc<Queue>,
     pub(super) job: J,
     pub(super) owner: Option<String>,
+    pub(super) parent: Option<TaskId>,
     queue_name: &'a str,
     max_attempts: u16,
     delay: Option<Duration>,
@@ -78,9 +68,32 @@ pub struct Enqueue<'a, J> {
 const PRIORITIES: RangeInclusive<i16> = 1..=4;
 
 impl<'a, J: Job> Enqueue<'a, J> {
+    pub(super) fn new(queue: &'a Arc<Queue>, job: J) -> Self {
+        Self {
+            queue,
+            job,
+            owner: None,
+            parent: None,
+            queue_name: J::QUEUE,
+            max_attempts: J::MAX_ATTEMPTS,
+            delay: None,
+            trace: None,
+            keys: Keys::default(),
+            is_by_content: false,
+            options: InsertOpts::default(),
+        }
+    }
+
     /// Sets the owner, who may see the task. Default: everyone who knows the id may see it.
     pub fn owner(self, owner: impl Into<String>) -> Self {
         Self { owner: Some(owner.into()), ..self }
+    }
+
+    /// Sets the job that enqueues this one, which the status shows. Whoever may see the status of
+    /// this job learns the id of that one. Default: none, or the job that
+    /// [enqueues it at its end](super::Context::then).
+    pub fn parent(self, id: TaskId) -> Self {
+        Self { parent: Some(id), ..self }
     }
 
     /// Sets the queue. Default: [`Job::QUEUE`].
@@ -194,7 +207,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
     pub async fn tx<T: Transaction>(self, transaction: &mut T) -> Result<TaskId, AcceptError> {
         let (queue, owner) = (self.queue, self.owner.clone());
         let job = self.prepare()?;
-        let client = queue.client().ok_or_else(AcceptError::closed)?;
+        let client = queue.first_client().await;
         let inserted = transaction.insert(&queue.environment.database, &client.river, &[&job]).await?.pop();
         Ok(visible_record(inserted.ok_or_else(no_result)?, owner)?.id)
     }
@@ -214,11 +227,30 @@ impl<'a, J: Job> Enqueue<'a, J> {
         }
     }
 
-    /// Validates and encodes the job. Later steps do not validate it again.
+    /// Validates and encodes the job, unless the queue is shut down.
     fn prepare(self) -> Result<Prepared, AcceptError> {
-        if self.queue.is_closed() {
-            return Err(AcceptError::closed());
+        if self.queue.is_closed() { Err(AcceptError::closed()) } else { self.encode() }
+    }
+
+    /// Validates and encodes the successor of another job, which is inserted also during a
+    /// shutdown.
+    pub(super) fn prepare_successor(self, owner: Option<&str>, parent: TaskId) -> Result<Prepared, AcceptError> {
+        if self.options.unique().is_some() {
+            let message =
+                "a job that another one enqueues at its end cannot be unique: its end would wait for equal jobs";
+            return Err(AcceptError::invalid("unique successor", message));
         }
+        let owner = self.owner.or_else(|| owner.map(str::to_owned));
+        Self { owner, parent: Some(parent), ..self }.encode()
+    }
+
+    /// Validates and encodes the job of a schedule.
+    pub(super) fn prepare_tick(self, schedule: Arc<str>) -> Result<Prepared, AcceptError> {
+        Ok(Prepared { schedule: Some(schedule), ..self.encode()? })
+    }
+
+    /// Validates and encodes the job. Later steps do not validate it again.
+    fn encode(self) -> Result<Prepared, AcceptError> {
         if let Some(owner) = &self.owner {
             validate_owner(owner)?;
         }
@@ -253,7 +285,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
         };
         let now = self.queue.now();
         let mut record = Record::new(TaskId::generate(now).map_err(AcceptError::random)?, J::KIND, now);
-        record.owner = self.owner;
+        (record.owner, record.parent) = (self.owner, self.parent);
         let mut options = self.options.with_queue(self.queue_name).with_max_attempts(self.max_attempts.into());
         if let Some(delay) = self.delay {
             options = options.with_scheduled_at(after(now, delay));
@@ -263,7 +295,7 @@ impl<'a, J: Job> Enqueue<'a, J> {
         let trace = self.trace.or_else(|| tracing.current());
         let (queue, delay) = (self.queue_name.to_owned(), self.delay);
         let keys = self.keys;
-        Ok(Prepared { push: Arguments::<J>::push, arguments, options, queue, delay, trace, keys, record })
+        Ok(Prepared { push: Arguments::<J>::push, arguments, options, queue, delay, trace, keys, schedule: None, record })
     }
 
     async fn insert(self) -> Result<Accepted, AcceptError> {

@@ -1,10 +1,10 @@
 //! Jobs to be inserted, each together with its record.
 
-use std::{collections::BTreeMap, marker::PhantomData, pin::Pin, time::Duration};
+use std::{collections::BTreeMap, marker::PhantomData, pin::Pin, sync::Arc, time::Duration};
 
 use riverqueue::{
     Client, Error, InsertBatch, InsertBatchResult, InsertContext, InsertMiddleware, InsertNext, InsertOpts,
-    InsertedJob, JobArgs, JobMetadata, JobRow, JobState, WorkContext, jiff, sqlx,
+    InsertedJob, JobArgs, JobMetadata, JobRow, JobState, METADATA_KEY_PERIODIC_JOB_ID, WorkContext, jiff, sqlx,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, value::RawValue};
@@ -18,7 +18,7 @@ use super::{
     sequence::Keys,
     trace::TraceContext,
 };
-use crate::{Failure, Reason, Record, StoreError, TaskId, TaskState, Timestamp};
+use crate::{Failure, Reason, Record, StoreError, TaskId, TaskState, Timestamp, track::validate_owner};
 
 /// Arguments of a job in River's representation. They are deserialized by the worker adapter, which
 /// handles errors and panics.
@@ -184,6 +184,8 @@ pub(super) struct Prepared {
     pub(super) delay: Option<Duration>,
     pub(super) trace: Option<TraceContext>,
     pub(super) keys: Keys,
+    /// The schedule that enqueues the job.
+    pub(super) schedule: Option<Arc<str>>,
     pub(super) record: Record,
 }
 
@@ -210,6 +212,10 @@ const END_KEY: &str = "tower_offload:end";
 pub(super) const TASK_KEY: &str = "tower_offload:task";
 /// Key of the owner in River's metadata. The owner is needed when the record was evicted.
 const OWNER_KEY: &str = "tower_offload:owner";
+/// Key that marks the jobs of schedules, as in River's clients.
+const PERIODIC_KEY: &str = "periodic";
+/// Key of the id of the job that has enqueued this one.
+const PARENT_KEY: &str = "tower_offload:parent";
 
 impl Prepared {
     fn options(&self, has_server_clock: bool) -> Result<InsertOpts, Error> {
@@ -219,6 +225,13 @@ impl Prepared {
         }
         self.trace.iter().flat_map(TraceContext::fields).for_each(|(key, value)| metadata[key] = value.into());
         self.keys.write_to(&mut metadata);
+        if let Some(parent) = self.record.parent {
+            metadata[PARENT_KEY] = parent.to_string().into();
+        }
+        if let Some(schedule) = &self.schedule {
+            metadata[PERIODIC_KEY] = true.into();
+            metadata[METADATA_KEY_PERIODIC_JOB_ID] = (&**schedule).into();
+        }
         let metadata: JobMetadata = metadata.to_string().parse().map_err(Error::Json)?;
         Ok(self.options.clone().with_metadata(metadata))
     }
@@ -227,6 +240,17 @@ impl Prepared {
 /// Returns the id of the record, or `None` if another client inserted the job.
 pub(super) fn task_id(row: &JobRow) -> Option<TaskId> {
     row.metadata.get::<String>(TASK_KEY).ok().flatten()?.parse().ok()
+}
+
+/// Returns the owner of the job, which clients in other languages can set.
+pub(super) fn owner(row: &JobRow) -> Option<String> {
+    let owner: String = row.metadata.get(OWNER_KEY).ok().flatten()?;
+    validate_owner(&owner).is_ok().then_some(owner)
+}
+
+/// Returns the job that has enqueued this one, which clients in other languages can set.
+pub(super) fn parent(row: &JobRow) -> Option<TaskId> {
+    row.metadata.get::<String>(PARENT_KEY).ok().flatten()?.parse().ok()
 }
 
 /// Sets the claim to which the end of an attempt belongs, and the delay before the next one. See
@@ -260,7 +284,7 @@ pub(super) fn record_of(result: &InsertBatchResult, job: &Prepared) -> Record {
     record.due_at = is_delayed.then(|| timestamp(result.job.scheduled_at));
     if result.unique_skipped_as_duplicate {
         if let Some(id) = task_id(&result.job) {
-            (record.id, record.owner) = (id, result.job.metadata.get(OWNER_KEY).ok().flatten());
+            (record.id, record.owner, record.parent) = (id, owner(&result.job), parent(&result.job));
         }
         copy_row(&mut record, &result.job);
     }

@@ -156,7 +156,7 @@ async fn insert_one(queue: &Queue, job: &Prepared, lock_timeout: Option<Duration
 }
 
 /// Inserts jobs, and makes the workers of this process claim them.
-async fn insert(
+pub(super) async fn insert(
     queue: &Queue,
     jobs: &[&Prepared],
     lock_timeout: Option<Duration>,
@@ -305,13 +305,15 @@ async fn check_claims(queue: &Arc<Queue>) -> Result<(), StoreError> {
 /// Writes an end in place of River.
 pub(super) async fn write_late_end(queue: &Queue, mut end: End) -> Result<(), StoreError> {
     let Environment { database, backoff, tasks, .. } = &*queue.environment;
-    if let Err(error) = database.write_end(&end, *backoff).await {
-        if error.is_unavailable() || error.is_full() {
-            return Err(error);
+    match database.write_end(&end, *backoff).await {
+        Ok(true) => queue.on_successors(&end),
+        Ok(false) => {}
+        Err(error) if error.is_unavailable() || error.is_full() => return Err(error),
+        Err(error) => {
+            events::rejected(end.id, &error);
+            end.reject();
+            database.write_end(&end, *backoff).await?;
         }
-        events::rejected(end.id, &error);
-        end.reject();
-        database.write_end(&end, *backoff).await?;
     }
     events::written_late(end.id);
     tasks.followers().changed(end.id);

@@ -140,6 +140,46 @@
 //! Each key costs a few more statements per job, when a transaction commits. The commits of
 //! transactions that have jobs of the same key follow one another.
 //!
+//! # Steps, successors and schedules
+//!
+//! The [`Context`] of a worker divides a job into [steps](Context::step), which run once although
+//! the job has several attempts, and enqueues the job that [follows](Context::then) in the
+//! transaction that ends this one. [`JobsBuilder::every`] enqueues a job at each tick of a
+//! [`Schedule`], once across all processes.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use serde::{Deserialize, Serialize};
+//! use tower_offload::ThreadPool;
+//! use tower_offload_tasks::{Failure, Tasks, jobs::{Context, Job, Jobs, Schedule}};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Bill { month: String }
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Send { invoice: u64 }
+//!
+//! impl Job for Bill { const KIND: &'static str = "bill"; }
+//! impl Job for Send { const KIND: &'static str = "send"; }
+//!
+//! fn bill(bill: Bill, context: Context) -> Result<(), Failure> {
+//!     let sum = context.step("sum", || sum(&bill.month))?;
+//!     let invoice = context.step("charge", || charge(sum))?; // a later failure does not charge again
+//!     context.then(context.jobs().enqueue(Send { invoice }))?;
+//!     Ok(())
+//! }
+//!
+//! # fn sum(_: &str) -> Result<u64, String> { Ok(1) }
+//! # fn charge(sum: u64) -> Result<u64, String> { Ok(sum) }
+//! # async fn start(tasks: &Tasks) -> Result<Jobs, tower_offload_tasks::jobs::StartError> {
+//! Jobs::builder(tasks)
+//!     .blocking_worker(ThreadPool::blocking(4), Duration::from_secs(60), bill)
+//!     .every("bills", Schedule::cron("0 6 1 * *").time_zone("Europe/Berlin"), |tick| Bill { month: tick.to_string() })
+//!     .start()
+//!     .await
+//! # }
+//! ```
+//!
 //! # Processes
 //!
 //! A thread cannot be killed, so a closure that loops forever keeps its job and its thread, and one
@@ -301,6 +341,7 @@ mod attempt;
 mod backlog;
 mod builder;
 mod client;
+mod context;
 mod database;
 mod enqueue;
 mod error;
@@ -318,8 +359,10 @@ mod process;
 mod progress;
 mod queue;
 mod running;
+mod schedule;
 mod sequence;
 mod slots;
+mod steps;
 mod trace;
 mod worker;
 
@@ -332,13 +375,16 @@ use tokio::time::{Instant, timeout_at};
 pub use self::trace::Propagator;
 pub use self::{
     builder::JobsBuilder,
+    context::Context,
     enqueue::Enqueue,
     error::StartError,
     events::JobsStats,
     insert::Transaction,
     job::{Backoff, Job, Unique},
     overflow::OrEnqueue,
+    schedule::{CatchUp, Schedule},
     sequence::BlockedSequence,
+    steps::StepError,
     trace::TraceContext,
 };
 use self::{client::LeasedClient, events::warn, maintenance::write_late_end, queue::Queue};
@@ -352,7 +398,9 @@ use crate::{StoreError, TaskId, Tasks, tasks::Listed};
 #[derive(Clone)]
 #[must_use = "dropping the last handle stops the queue"]
 pub struct Jobs {
-    owner: Arc<Owner>,
+    queue: Arc<Queue>,
+    /// `None` in the handles of a [`Context`], which do not keep the queue alive.
+    _owner: Option<Arc<Owner>>,
 }
 
 /// Stops the queue when the last handle is dropped. The background tasks hold the queue itself,
@@ -374,11 +422,16 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Jobs {
     fn new(queue: Arc<Queue>) -> Self {
-        Self { owner: Arc::new(Owner(queue)) }
+        Self { _owner: Some(Arc::new(Owner(queue.clone()))), queue }
+    }
+
+    /// Creates a handle that does not keep the queue alive.
+    fn without_owner(queue: Arc<Queue>) -> Self {
+        Self { queue, _owner: None }
     }
 
     fn queue(&self) -> &Arc<Queue> {
-        &self.owner.0
+        &self.queue
     }
 
     /// Returns the tasks that hold the records of the jobs.

@@ -1,8 +1,10 @@
 //! How attempts end.
 
-use std::time::Duration;
+use std::{fmt, sync::Arc, time::Duration};
 
-use super::{Backoff, progress::ProgressUpdate, running::Claim};
+use riverqueue::Client;
+
+use super::{Backoff, insert::Prepared, progress::ProgressUpdate, running::Claim};
 use crate::{Failure, Json, TaskId};
 
 /// The end of an attempt.
@@ -16,6 +18,28 @@ pub(super) struct End {
     pub(super) failures: u32,
     pub(super) outcome: Outcome,
     pub(super) progress: Option<ProgressUpdate>,
+    /// Jobs that are enqueued in the transaction of this end if the attempt has succeeded.
+    pub(super) successors: Option<Arc<Successors>>,
+}
+
+/// Jobs that a job enqueues when it succeeds.
+pub(super) struct Successors {
+    pub(super) jobs: Vec<Prepared>,
+    /// It only composes the statements.
+    pub(super) client: Client,
+}
+
+impl Successors {
+    /// Returns `None` if there is no job.
+    pub(super) fn new(jobs: Vec<Prepared>, client: &Client) -> Option<Arc<Self>> {
+        (!jobs.is_empty()).then(|| Arc::new(Self { jobs, client: client.clone() }))
+    }
+}
+
+impl fmt::Debug for Successors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.jobs.iter().map(|job| job.record.id)).finish()
+    }
 }
 
 /// How the work of an attempt ended.
@@ -49,6 +73,7 @@ impl End {
             failures: 0,
             outcome: Outcome::NotBegun(Duration::ZERO),
             progress: None,
+            successors: None,
         }
     }
 
@@ -72,6 +97,14 @@ impl End {
     pub(super) fn result(&self) -> Option<&Json> {
         match &self.outcome {
             Outcome::Succeeded(result) => Some(result),
+            _ => None,
+        }
+    }
+
+    /// Returns the jobs that the end of the attempt enqueues.
+    pub(super) fn successors(&self) -> Option<&Successors> {
+        match &self.outcome {
+            Outcome::Succeeded(_) => self.successors.as_deref(),
             _ => None,
         }
     }

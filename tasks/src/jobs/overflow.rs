@@ -2,8 +2,8 @@
 use tower_offload::after_response;
 use tower_offload::background::{self, Reservation};
 
-use super::{Enqueue, Job};
-use crate::{AcceptError, Accepted, Failure, Json, record::Ending};
+use super::{Context, Enqueue, Job, error::InsertError, events::warn, maintenance};
+use crate::{AcceptError, Accepted, Failure, Json, StoreError, record::Ending};
 
 /// Runs a job in this process, or enqueues it if the background is full.
 ///
@@ -86,14 +86,22 @@ async fn accept<J: Job>(
 }
 
 async fn run_here<J: Job>(reservation: Reservation, enqueue: Enqueue<'_, J>) -> Result<Accepted, AcceptError> {
-    let Enqueue { queue, job, owner, .. } = enqueue;
+    let Enqueue { queue, job, owner, parent, .. } = enqueue;
     let worker = queue.plan.worker::<J>().cloned();
+    let context = {
+        let (queue, owner) = (queue.clone(), owner.clone());
+        move |progress, timeout| Context::here(progress, queue, owner, parent, timeout)
+    };
     let work = move |progress| async move {
         let Some(worker) = worker else {
             return Err(Failure::new("refused", "this process has no worker for the job"));
         };
-        match worker.start_here(job, progress).await {
-            Ok(Some(Ending::Succeeded(result))) => Ok::<Json, Failure>(result),
+        let context = context(progress, worker.timeout);
+        match worker.start_here(job, context.clone()).await {
+            Ok(Some(Ending::Succeeded(result))) => {
+                insert_successors(&context).await?;
+                Ok::<Json, Failure>(result)
+            }
             Ok(Some(Ending::Failed(failure))) => Err(failure),
             Ok(_) => Err(Failure::new("cancelled", "the task was cancelled before it started")),
             Err(error) => Err(Failure::new("refused", format!("the pool refused the task: {error}"))),
@@ -106,6 +114,26 @@ async fn run_here<J: Job>(reservation: Reservation, enqueue: Enqueue<'_, J>) -> 
     };
     track.validate()?;
     track.spawn_reserved(reservation, work).await
+}
+
+/// Enqueues the successors of a job that has run here.
+async fn insert_successors(context: &Context) -> Result<(), Failure> {
+    let jobs = context.take_successors();
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let jobs: Vec<_> = jobs.iter().collect();
+    match maintenance::insert(context.queue(), &jobs, None).await {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let error = match error {
+                InsertError::Store(error) => error,
+                error => StoreError::other(AcceptError::from(error)),
+            };
+            warn("failed to enqueue the successors of a job that has run here", &error);
+            Err(Failure::new("successor", "the jobs that follow this one could not be enqueued"))
+        }
+    }
 }
 
 mod sealed {

@@ -16,11 +16,11 @@ use tower_offload::{
 };
 
 use super::{
-    Job,
-    worker::{Ticket, WorkFuture, Worker, panic_to_failure},
+    Context, Job,
+    worker::{self, Ticket, WorkFuture, Worker, panic_to_failure},
 };
 use crate::{
-    Failure, IntoFailure, Progress,
+    Failure, IntoFailure,
     panic::{catch_unwind, catch_unwind_future},
     record::Ending,
     work::ending,
@@ -33,8 +33,8 @@ where
 {
     pub(super) fn process(pool: ProcessPool, timeout: Duration) -> Self {
         let max_threads = Some(pool.processes());
-        let start = move |work: W, progress: Progress, ticket: Option<Ticket>| -> WorkFuture {
-            Box::pin(run(pool.clone(), timeout, work, progress, ticket))
+        let start = move |work: W, context: Context, ticket: Option<Ticket>| -> WorkFuture {
+            Box::pin(run(pool.clone(), timeout, work, context, ticket))
         };
         Self { start: Arc::new(start), timeout, outlives_future: true, enforces_timeout: true, max_threads }
     }
@@ -46,7 +46,7 @@ async fn run<W>(
     pool: ProcessPool,
     timeout: Duration,
     work: W,
-    progress: Progress,
+    context: Context,
     ticket: Option<Ticket>,
 ) -> Result<Option<Ending>, CallError>
 where
@@ -57,15 +57,15 @@ where
     let is_refused = Arc::new(AtomicBool::new(false));
     // The ticket is the guard, so it is held while the process runs the job.
     let begin = {
-        let (progress, is_refused) = (progress.clone(), is_refused.clone());
+        let (context, is_refused) = (context.clone(), is_refused.clone());
         move || {
-            let may_begin = ticket.as_ref().map_or_else(|| !progress.is_cancelled(), Ticket::begin);
+            let may_begin = worker::begin(&context, ticket.as_ref());
             is_refused.store(!may_begin, Relaxed);
             may_begin.then_some(ticket)
         }
     };
     let run = pool.run_if(CallOptions::new(), begin, work).timeout(timeout);
-    let run = run.on_progress(move |value, message| progress.set(value, message));
+    let run = run.on_progress(move |value, message| context.set(value, message));
     // Encoding and decoding run user code.
     let (result, is_stopped) = match catch_unwind_future(Box::pin(run_until_stopped(run, stopped))).await {
         Ok(ended) => ended,

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     SqlStore, StoreError, TaskId, Tasks, Timestamp,
     lease::{RENEWALS, keep_renewed},
+    metrics,
     operation::{Change, Changes, OperationFuture, Pausable, QueueHook, Queues},
     store::StoreFuture,
     sync::{Mutex, lock},
@@ -34,6 +35,10 @@ use crate::{
 
 /// State shared by the attempts of a process. It outlives each River client.
 pub(super) struct Environment {
+    /// The queue itself.
+    pub(super) queue: Weak<Queue>,
+    /// Values of the application for its workers.
+    pub(super) state: super::context::State,
     pub(super) tasks: Tasks,
     pub(super) database: Database,
     pub(super) running: RunningJobs,
@@ -59,6 +64,8 @@ pub(super) struct Queue {
     pub(super) changing: Semaphore,
     /// Permits of callers that forward their cancel requests at once.
     forwarding: Semaphore,
+    /// Notified when a client has started.
+    client_started: Notify,
     /// Notified when a request of this process was not forwarded at once.
     pub(super) cancel_requested: Notify,
     /// `true` once [`end_maintenance`](Self::end_maintenance) was called.
@@ -124,9 +131,9 @@ const RESTART_DELAY: Duration = Duration::from_secs(1);
 const CLAIMS_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Queue {
-    pub(super) fn new(environment: Environment, plan: Plan, inserts: InsertSenders, store: SqlStore) -> Self {
-        Self {
-            environment: Arc::new(environment),
+    pub(super) fn new(environment: Environment, plan: Plan, inserts: InsertSenders, store: SqlStore) -> Arc<Self> {
+        Arc::new_cyclic(|queue| Self {
+            environment: Arc::new(Environment { queue: queue.clone(), ..environment }),
             plan,
             inserts,
             store,
@@ -134,11 +141,12 @@ impl Queue {
             state: Mutex::default(),
             changing: Semaphore::new(1),
             forwarding: Semaphore::new(MAX_FORWARDING),
+            client_started: Notify::new(),
             cancel_requested: Notify::new(),
             is_ending: watch::Sender::new(false),
             maintenance_is_over: watch::Sender::new(false),
             phase: watch::Sender::new(Phase::Open),
-        }
+        })
     }
 
     /// Registers the queue for the cancel requests of this process. Returns `false` if another
@@ -169,6 +177,7 @@ impl Queue {
             state.client.replace(client.clone())
         };
         drop(previous);
+        self.client_started.notify_waiters();
         tokio::spawn(renew_lease(self.clone(), client.clone()));
         tokio::spawn(watch_client(self.clone(), client.clone()));
         match self.phase() {
@@ -253,9 +262,31 @@ impl Queue {
         }
     }
 
+    /// Reports the successors of an end that was written, and wakes their workers.
+    pub(super) fn on_successors(&self, end: &End) {
+        for job in end.successors().into_iter().flat_map(|successors| &successors.jobs) {
+            metrics::count_job("offload_jobs_enqueued_total", &job.record.name);
+            if job.delay.is_none() {
+                self.wake(&job.queue);
+            }
+        }
+    }
+
     /// Returns the current client. `None` before the first one has started.
     pub(super) fn client(&self) -> Option<Arc<LeasedClient>> {
         lock(&self.state).client.clone()
+    }
+
+    /// Returns the current client. The first jobs run before the first client has started, and wait
+    /// for it here.
+    pub(super) async fn first_client(&self) -> Arc<LeasedClient> {
+        loop {
+            let started = self.client_started.notified();
+            match self.client() {
+                Some(client) => return client,
+                None => started.await,
+            }
+        }
     }
 
     /// Returns the time of the tasks' clock.

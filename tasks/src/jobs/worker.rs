@@ -6,9 +6,9 @@ use serde::Serialize;
 use tokio::sync::Notify;
 use tower_offload::{CallError, Pool};
 
-use super::{Job, gate::Gate, running::RunningJob, trace::AttemptTrace};
+use super::{Context, Job, gate::Gate, running::RunningJob, trace::AttemptTrace};
 use crate::{
-    Failure, IntoFailure, Progress,
+    Failure, IntoFailure,
     panic::{Payload, catch_unwind, catch_unwind_future, drop_payload, panic_message},
     record::Ending,
     work::ending,
@@ -28,7 +28,7 @@ pub(super) struct Worker<J> {
     pub(super) max_threads: Option<usize>,
 }
 
-pub(super) type StartWork<J> = dyn Fn(J, Progress, Option<Ticket>) -> WorkFuture + Send + Sync;
+pub(super) type StartWork<J> = dyn Fn(J, Context, Option<Ticket>) -> WorkFuture + Send + Sync;
 
 /// Completes after the work has ended. `None` if the work has not begun, because its ticket was
 /// refused.
@@ -67,9 +67,9 @@ pub(super) const ARGUMENTS_CLASS: &str = "arguments";
 
 impl<J: Job> Worker<J> {
     /// Decodes the arguments and prepares the work, which starts at the first poll.
-    pub(super) fn start(&self, arguments: &str, progress: Progress, ticket: Ticket) -> Result<WorkFuture, Failure> {
+    pub(super) fn start(&self, arguments: &str, context: Context, ticket: Ticket) -> Result<WorkFuture, Failure> {
         match catch_unwind(|| serde_json::from_str::<J>(arguments)) {
-            Ok(Ok(job)) => Ok((self.start)(job, progress, Some(ticket))),
+            Ok(Ok(job)) => Ok((self.start)(job, context, Some(ticket))),
             Ok(Err(error)) => Err(Failure::new(ARGUMENTS_CLASS, format!("invalid arguments: {error}"))),
             Err(payload) => {
                 drop_payload(payload);
@@ -79,25 +79,25 @@ impl<J: Job> Worker<J> {
     }
 
     /// Starts the work of a job that was not claimed from the queue.
-    pub(super) fn start_here(&self, job: J, progress: Progress) -> WorkFuture {
-        (self.start)(job, progress, None)
+    pub(super) fn start_here(&self, job: J, context: Context) -> WorkFuture {
+        (self.start)(job, context, None)
     }
 
     pub(super) fn blocking<P, F, T, E>(pool: P, timeout: Duration, work: F) -> Self
     where
         P: Pool,
-        F: Fn(J, Progress) -> Result<T, E> + Send + Sync + 'static,
+        F: Fn(J, Context) -> Result<T, E> + Send + Sync + 'static,
         T: Serialize,
         E: IntoFailure,
     {
         let (pool, work) = (pool.into_shared(), Arc::new(work));
         let max_threads = pool.max_threads();
-        let start = move |job, progress: Progress, ticket: Option<Ticket>| -> WorkFuture {
+        let start = move |job, context: Context, ticket: Option<Ticket>| -> WorkFuture {
             let (pool, work) = (pool.clone(), work.clone());
             let closure = move || {
-                // Held until the closure returns, even if its caller was dropped.
-                let may_begin = ticket.as_ref().map_or_else(|| !progress.is_cancelled(), Ticket::begin);
-                may_begin.then(|| panic_to_failure(catch_unwind(|| ending(work(job, progress)))))
+                // The ticket is held until the closure returns, even if its caller was dropped.
+                begin(&context, ticket.as_ref())
+                    .then(|| panic_to_failure(catch_unwind(|| ending(work(job, context)))))
             };
             Box::pin(async move { pool.run(closure).await })
         };
@@ -106,19 +106,19 @@ impl<J: Job> Worker<J> {
 
     pub(super) fn future<F, A, T, E>(timeout: Duration, work: F) -> Self
     where
-        F: Fn(J, Progress) -> A + Send + Sync + 'static,
+        F: Fn(J, Context) -> A + Send + Sync + 'static,
         A: Future<Output = Result<T, E>> + Send + 'static,
         T: Serialize,
         E: IntoFailure,
     {
         let work = Arc::new(work);
-        let start = move |job, progress, ticket: Option<Ticket>| -> WorkFuture {
+        let start = move |job, context: Context, ticket: Option<Ticket>| -> WorkFuture {
             let work = work.clone();
             Box::pin(async move {
-                if !ticket.as_ref().is_none_or(Ticket::begin) {
+                if !begin(&context, ticket.as_ref()) {
                     return Ok(None);
                 }
-                Ok(Some(panic_to_failure(match catch_unwind(|| Box::pin(work(job, progress))) {
+                Ok(Some(panic_to_failure(match catch_unwind(|| Box::pin(work(job, context))) {
                     Ok(future) => catch_unwind_future(future).await.and_then(|result| catch_unwind(|| ending(result))),
                     Err(payload) => Err(payload),
                 })))
@@ -127,6 +127,15 @@ impl<J: Job> Worker<J> {
         let start = Arc::new(start);
         Self { start, timeout, outlives_future: false, enforces_timeout: false, max_threads: None }
     }
+}
+
+/// Returns `true` if the work of an attempt may begin, and begins it.
+pub(super) fn begin(context: &Context, ticket: Option<&Ticket>) -> bool {
+    let may_begin = ticket.map_or_else(|| !context.is_cancelled(), Ticket::begin);
+    if may_begin {
+        context.begin();
+    }
+    may_begin
 }
 
 pub(super) fn panic_to_failure(ended: Result<Ending, Payload>) -> Ending {

@@ -12,8 +12,8 @@ use std::{
 use serde_json::json;
 use tower_offload::{ThreadPool, pool::Pool};
 use tower_offload_tasks::{
-    Progress, TaskState, Tasks,
-    jobs::{Jobs, JobsBuilder},
+    TaskState, Tasks,
+    jobs::{Context, Jobs, JobsBuilder},
 };
 
 use super::{
@@ -55,7 +55,7 @@ impl BusyPool {
 
     fn builder(&self, tasks: &Tasks, workers: &TestWorkers) -> JobsBuilder {
         let workers = workers.clone();
-        let work = move |act: Act, progress: Progress| workers.act(act, &progress);
+        let work = move |act: Act, progress: Context| workers.act(act, &progress);
         Jobs::builder(tasks).blocking_worker(self.pool.clone(), LONG, work)
     }
 }
@@ -151,7 +151,7 @@ async fn job_recovered_while_it_waits_never_begins_here() {
 async fn no_more_jobs_are_claimed_than_the_pool_has_threads(database: TestDatabase) {
     let (tasks, workers) = (database.tasks().await, TestWorkers::new());
     let in_worker = workers.clone();
-    let work = move |act: Act, progress: Progress| in_worker.act(act, &progress);
+    let work = move |act: Act, progress: Context| in_worker.act(act, &progress);
     let pool = ThreadPool::builder().threads(2).build().unwrap();
     let jobs = Jobs::builder(&tasks).blocking_worker(pool, LONG, work).start().await.unwrap();
     for _ in 0..6 {
@@ -169,11 +169,11 @@ async fn short_jobs_are_claimed_ahead_and_long_ones_are_not(database: TestDataba
     let (tasks, workers) = (database.tasks().await, TestWorkers::new());
     let running = Arc::new(AtomicUsize::new(0));
     let in_worker = (workers.clone(), running.clone());
-    let work = move |ActAsync(act): ActAsync, progress| {
+    let work = move |ActAsync(act): ActAsync, progress: Context| {
         let (workers, running) = in_worker.clone();
         async move {
             assert!(running.fetch_add(1, Ordering::SeqCst) < 2, "more jobs run than the concurrency permits");
-            let ended = workers.act_async(act, progress).await;
+            let ended = workers.act_async(act, progress.into()).await;
             running.fetch_sub(1, Ordering::SeqCst);
             ended
         }
@@ -216,7 +216,7 @@ async fn every_job_of_a_pool_that_others_use_starts(database: TestDatabase) {
         }
     });
     let in_worker = workers.clone();
-    let work = move |act: Act, progress: Progress| in_worker.act(act, &progress);
+    let work = move |act: Act, progress: Context| in_worker.act(act, &progress);
     let jobs = Jobs::builder(&tasks).blocking_worker(pool, LONG, work).start().await.unwrap();
     let mut ids = Vec::new();
     for number in 0..5 {

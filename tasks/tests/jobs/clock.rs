@@ -14,7 +14,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::{process::Command, time::Instant};
 use tower_offload_tasks::{
     Failure, Retention, SqlStore, TaskId, TaskState, Tasks,
-    jobs::{Backoff, Jobs},
+    jobs::{Backoff, Context, Jobs},
 };
 use tower_offload_tests::{eventually, skip};
 
@@ -61,7 +61,7 @@ type Begun = Arc<Mutex<Vec<(TaskId, Instant)>>>;
 
 async fn start(tasks: &Tasks, begun: &Begun) -> Jobs {
     let begun = begun.clone();
-    let work = move |ActAsync(act): ActAsync, progress: tower_offload_tasks::Progress| {
+    let work = move |ActAsync(act): ActAsync, progress: Context| {
         begun.lock().unwrap().push((progress.id(), Instant::now()));
         async move {
             match act {

@@ -3,7 +3,9 @@
 
 mod begin;
 mod cancel;
+mod chains;
 mod clock;
+mod context;
 #[path = "../databases/mod.rs"]
 mod databases;
 mod enqueue;
@@ -24,9 +26,11 @@ mod paused;
 mod process;
 mod restart;
 mod results;
+mod schedules;
 mod sequence;
 mod sequence_postgres;
 mod start;
+mod steps;
 mod stop_claiming;
 mod strangers;
 mod support;

@@ -197,7 +197,7 @@ impl TestWorkers {
             .blocking_worker(pool, LONG, move |act: Act, progress| blocking.act(act, &progress))
             .worker(LONG, move |ActAsync(act), progress| {
                 let futures = futures.clone();
-                async move { futures.act_async(act, progress).await }
+                async move { futures.act_async(act, progress.into()).await }
             })
     }
 
@@ -239,4 +239,11 @@ pub(crate) async fn until(tasks: &Tasks, id: TaskId, wanted: impl Fn(&Record) ->
 /// Waits until the job has finished, and returns its record.
 pub(crate) async fn ended(tasks: &Tasks, id: TaskId) -> Record {
     until(tasks, id, |record| record.state.is_final()).await
+}
+
+/// Kills this process with SIGKILL.
+#[cfg(target_os = "linux")]
+pub(crate) fn kill_this_process() {
+    let _ = std::process::Command::new("kill").args(["-9", &std::process::id().to_string()]).status();
+    std::thread::sleep(LONG);
 }

@@ -6,8 +6,8 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tower_offload::ThreadPool;
 use tower_offload_tasks::{
-    Progress, TaskState,
-    jobs::{Backoff, Jobs},
+    TaskState,
+    jobs::{Backoff, Context, Jobs},
 };
 
 use tower_offload_tests::eventually;
@@ -32,7 +32,7 @@ async fn late_closure_keeps_its_job_until_it_returns(database: TestDatabase) {
     let on_pool = TestWorkers::new();
     let (late, mut is_late) = mpsc::unbounded_channel();
     let in_worker = on_pool.clone();
-    let work = move |_: Act, progress: Progress| {
+    let work = move |_: Act, progress: Context| {
         if !in_worker.started.lock().unwrap().is_empty() {
             return in_worker.act(Act::Return(json!("second")), &progress);
         }
@@ -57,9 +57,9 @@ async fn late_future_is_dropped_and_times_out(database: TestDatabase) {
     let tasks = database.tasks().await;
     let workers = TestWorkers::new();
     let in_worker = workers.clone();
-    let work = move |ActAsync(act): ActAsync, progress: Progress| {
+    let work = move |ActAsync(act): ActAsync, progress: Context| {
         let workers = in_worker.clone();
-        async move { workers.act_async(act, progress).await }
+        async move { workers.act_async(act, progress.into()).await }
     };
     let builder = Jobs::builder(&tasks).backoff(Backoff::fixed(Duration::ZERO));
     let jobs = builder.worker(SHORT, work).start().await.unwrap();
@@ -103,7 +103,7 @@ async fn progress_is_written_during_and_after_the_attempt(database: TestDatabase
     let tasks = database.tasks().await;
     let workers = TestWorkers::new();
     let in_worker = workers.clone();
-    let work = move |_: Act, progress: Progress| {
+    let work = move |_: Act, progress: Context| {
         progress.set(0.5, "halfway");
         let held = in_worker.act(Act::Hold, &progress);
         progress.set(1.0, "done");
@@ -130,7 +130,7 @@ async fn full_pool_does_not_count_as_an_attempt(database: TestDatabase) {
     let workers = TestWorkers::new();
     let in_worker = workers.clone();
     let pool = ThreadPool::builder().threads(1).queue_capacity(1).build().unwrap();
-    let work = move |act: Act, progress: Progress| in_worker.act(act, &progress);
+    let work = move |act: Act, progress: Context| in_worker.act(act, &progress);
     let builder = Jobs::builder(&tasks).blocking_worker(pool, LONG, work);
     let jobs = builder.queue("default", 8).start().await.unwrap(); // more than the pool can run
     let held = jobs.enqueue(Act::Hold).await.unwrap();

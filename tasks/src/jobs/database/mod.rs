@@ -33,6 +33,50 @@ macro_rules! insert_jobs {
     };
 }
 
+/// Defines the methods for the rows of schedules. `$now` is the time of the database in
+/// milliseconds.
+macro_rules! schedules {
+    ($now:literal) => {
+        pub(super) async fn schedule(&self, name: &str) -> Result<Option<ScheduleState>, StoreError> {
+            const FIND: &str = concat!("SELECT last_tick, ", $now, " FROM tower_offload_schedule WHERE name = $1");
+            let find = self.read(async |connection| {
+                sqlx::query_as::<_, (i64, i64)>(FIND).bind(name).fetch_optional(connection).await
+            });
+            Ok(find.await?.map(|(last_tick, now)| ScheduleState { last_tick, now }))
+        }
+
+        /// Inserts the row of a schedule, unless it exists.
+        pub(super) async fn begin_schedule(&self, name: &str) -> Result<(), StoreError> {
+            const BEGIN: &str = concat!(
+                "INSERT INTO tower_offload_schedule (name, last_tick) VALUES ($1, ",
+                $now,
+                ") ON CONFLICT (name) DO NOTHING"
+            );
+            let begin = self.transaction(async |transaction| {
+                sqlx::query(BEGIN).bind(name).execute(&mut **transaction).await.map(drop)
+            });
+            begin.await?.map_err(store_error)
+        }
+
+        pub(super) async fn advance_schedule(
+            &self,
+            client: &Client,
+            advance: &Advance<'_>,
+        ) -> Result<Result<bool, Error>, StoreError> {
+            const ADVANCE: &str = "UPDATE tower_offload_schedule SET last_tick = $3 WHERE name = $1 AND last_tick = $2";
+            self.transaction(async |transaction| {
+                let set = sqlx::query(ADVANCE).bind(advance.name).bind(advance.from).bind(advance.to);
+                let is_current = set.execute(&mut **transaction).await?.rows_affected() > 0;
+                if is_current && !advance.jobs.is_empty() {
+                    insert(transaction, client, advance.jobs).await?;
+                }
+                Ok::<_, Error>(is_current)
+            })
+            .await
+        }
+    };
+}
+
 /// Evaluates the same expression for either database.
 macro_rules! dispatch {
     ($database:expr, |$inner:ident| $call:expr) => {
@@ -72,11 +116,12 @@ use self::sqlite::SqliteJobs;
 use super::{
     Backoff,
     error::{InsertError, river_error},
-    insert::{Inserted, Prepared, copy_row, required},
-    outcome::End,
+    insert::{Inserted, Prepared, copy_row, owner, parent, required},
+    outcome::{End, Successors},
     progress::ProgressUpdate,
     queue::Environment,
     running::Claim,
+    schedule::run::{Advance, ScheduleState},
 };
 use crate::{
     Json, Record, StoreError, TaskId, Timestamp,
@@ -223,6 +268,7 @@ impl Database {
     pub(super) async fn adopt(&self, row: &JobRow, id: TaskId) -> Result<TaskId, StoreError> {
         let mut record = Record::new(id, row.kind.clone(), Timestamp::default());
         copy_row(&mut record, row);
+        (record.owner, record.parent) = (owner(row), parent(row));
         let rows = [(row.id, &record)];
         let adopted = dispatch!(self, |database| {
             let adopt = database.transaction(async |transaction| {
@@ -243,6 +289,12 @@ impl Database {
     /// Shows a claimed job as running. Returns `false` if the claim is no longer valid.
     pub(super) async fn show_as_running(&self, claim: &Claim) -> Result<bool, StoreError> {
         dispatch!(self, |database| database.show_as_running(claim).await)
+    }
+
+    /// Stores the output of a step in River's row. Returns `false`, and stores nothing, if the
+    /// claim is no longer valid. Storing the same output again has no effect.
+    pub(super) async fn write_step(&self, claim: &Claim, name: &str, output: &str) -> Result<bool, StoreError> {
+        dispatch!(self, |database| database.write_step(claim, name, output).await)
     }
 
     /// Writes the parts of an end that River's row cannot hold, before River writes the rest: the
@@ -268,9 +320,24 @@ WHERE id = $1 AND state = 1 AND attempt = $2";
         written?.map_err(store_error)
     }
 
-    /// Writes an end in place of River. Returns `false` if the attempt no longer has the job.
+    /// Writes an end in place of River, and inserts its successors in the same transaction. Returns
+    /// `false`, and writes nothing, if the attempt no longer has the job.
     pub(super) async fn write_end(&self, end: &End, backoff: Backoff) -> Result<bool, StoreError> {
-        dispatch!(self, |database| database.write_end(end, backoff).await)
+        let Some(Successors { jobs, client }) = end.successors() else {
+            return dispatch!(self, |database| database.write_end(end, backoff).await);
+        };
+        let jobs: Vec<_> = jobs.iter().collect();
+        dispatch!(self, |database| {
+            let mut attempts = 1;
+            loop {
+                match database.write_end_and_insert(end, backoff, client, &jobs).await? {
+                    Err(Error::Database(error)) if database.is_conflict(&error) && attempts < MAX_ATTEMPTS => {
+                        attempts += 1;
+                    }
+                    written => return written.map_err(river_error),
+                }
+            }
+        })
     }
 
     /// Notes that attempts are running during or after a shutdown. Such an attempt does not count
@@ -375,6 +442,34 @@ SELECT river_id FROM tower_offload_task WHERE river_id IS NOT NULL AND state < 1
     /// Writes the progress of attempts that are still running.
     pub(super) async fn write_progress(&self, updates: &[ProgressUpdate]) -> Result<(), StoreError> {
         dispatch!(self, |database| database.write_progress(updates).await)
+    }
+
+    /// Returns the latest tick of a schedule, which is the current time if it is new.
+    pub(super) async fn schedule(&self, name: &str) -> Result<ScheduleState, StoreError> {
+        dispatch!(self, |database| {
+            if let Some(state) = database.schedule(name).await? {
+                return Ok(state);
+            }
+            database.begin_schedule(name).await?;
+            let missing = || StoreError::other(format!("the row of schedule {name:?} was not inserted"));
+            database.schedule(name).await?.ok_or_else(missing)
+        })
+    }
+
+    /// Sets the latest tick of a schedule, and inserts its jobs in the same transaction. Returns
+    /// `false`, and changes nothing, if another process has set it.
+    pub(super) async fn advance_schedule(&self, client: &Client, advance: &Advance<'_>) -> Result<bool, StoreError> {
+        dispatch!(self, |database| {
+            let mut attempts = 1;
+            loop {
+                match database.advance_schedule(client, advance).await? {
+                    Err(Error::Database(error)) if database.is_conflict(&error) && attempts < MAX_ATTEMPTS => {
+                        attempts += 1;
+                    }
+                    advanced => return advanced.map_err(river_error),
+                }
+            }
+        })
     }
 
     /// Calls `notify` when jobs of other processes may have ended, until the connection fails.

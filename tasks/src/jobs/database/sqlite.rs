@@ -23,6 +23,7 @@ use crate::{
         progress::ProgressUpdate,
         queue::Environment,
         running::Claim,
+        schedule::run::{Advance, ScheduleState},
     },
     store::sql::{
         row::{Values, columns, read_columns, record},
@@ -152,6 +153,8 @@ SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name IN ('river_job
         self.transaction(async |transaction| insert(transaction, client, jobs).await).await
     }
 
+    schedules!("CAST(unixepoch('subsec') * 1000 AS INTEGER)");
+
     pub(super) async fn begin_lease(&self, _: &str, _: &str) -> Result<(), StoreError> {
         Ok(())
     }
@@ -206,8 +209,33 @@ SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name IN ('river_job
         .await
     }
 
+    pub(super) async fn write_step(&self, claim: &Claim, name: &str, output: &str) -> Result<bool, StoreError> {
+        self.change(async |connection| {
+            let write = bind_claim(sqlx::query(WRITE_STEP), claim).bind(name).bind(output);
+            Ok(write.execute(connection).await?.rows_affected() > 0)
+        })
+        .await
+    }
+
     pub(super) async fn write_end(&self, end: &End, backoff: Backoff) -> Result<bool, StoreError> {
         self.change(async |connection| write_end(connection, end, &RowEnd::new(end, backoff)).await).await
+    }
+
+    pub(super) async fn write_end_and_insert(
+        &self,
+        end: &End,
+        backoff: Backoff,
+        client: &Client,
+        jobs: &[&Prepared],
+    ) -> Result<Result<bool, Error>, StoreError> {
+        self.transaction(async |transaction| {
+            let is_written = write_end(transaction, end, &RowEnd::new(end, backoff)).await?;
+            if is_written {
+                insert(transaction, client, jobs).await?;
+            }
+            Ok::<_, Error>(is_written)
+        })
+        .await
     }
 
     pub(super) async fn recover(&self, _: Option<&str>, environment: &Environment) -> Result<(), StoreError> {
@@ -322,17 +350,18 @@ insert_jobs!(SqliteTransaction<'_>, has_server_clock: false);
 /// Inserts records of jobs. A job that has a record keeps it. Returns the number of new records.
 async fn insert_records(connection: &mut SqliteConnection, rows: &[(i64, &Record)]) -> Result<usize, sqlx::Error> {
     const INSERT: &str = concat!(
-        "INSERT INTO tower_offload_task (epoch, river_id, due_at, queue, ",
+        "INSERT INTO tower_offload_task (epoch, river_id, due_at, queue, parent, ",
         columns!(),
         ") VALUES (0, $1, (SELECT CAST(unixepoch(scheduled_at, 'subsec') * 1000 AS INTEGER) FROM river_job \
          WHERE id = $1 AND (state = 'scheduled' OR state = 'pending' AND scheduled_at > strftime('%Y-%m-%d %H:%M:%f', 'now'))), \
-         (SELECT queue FROM river_job WHERE id = $1), $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
+         (SELECT queue FROM river_job WHERE id = $1), $20, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) \
          ON CONFLICT (river_id) DO NOTHING"
     );
     let mut inserted = 0;
     for (river_id, record) in rows {
         let values = Values::from(*record);
-        let insert = bind(sqlx::query(INSERT).bind(river_id), &values);
+        let insert =
+            bind(sqlx::query(INSERT).bind(river_id), &values).bind(record.parent.map(|id| id.as_bytes().to_vec()));
         inserted += insert.execute(&mut *connection).await?.rows_affected();
     }
     Ok(usize::try_from(inserted).unwrap_or(usize::MAX))
@@ -420,6 +449,17 @@ const SHOW_AS_RUNNING: &str = concat!(
      WHERE river_id = $1 AND state = 0 AND EXISTS (SELECT 1 ",
     claimed!(),
     ")"
+);
+
+/// Adds the output of a step to the metadata. The patch replaces what is no object.
+const WRITE_STEP: &str = concat!(
+    "UPDATE river_job SET metadata = jsonb_patch(",
+    json_or!("metadata", "{}"),
+    ", jsonb_object('tower_offload:steps', jsonb_object($5, $6))) WHERE id = $1 AND state = 'running' AND attempt = $2 AND ",
+    claimed_by!(),
+    " = $3 AND ",
+    claimed_at!(),
+    " = $4"
 );
 
 /// The parts that River's row cannot hold are written to the record first, and the trigger keeps

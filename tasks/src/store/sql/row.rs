@@ -15,10 +15,11 @@ macro_rules! columns {
 }
 pub(crate) use columns;
 
-/// The columns that [`record`] reads. Only the job queue writes `due_at` and `queue`.
+/// The columns that [`record`] reads. Only the job queue writes `due_at`, by triggers, `queue` and
+/// `parent`.
 macro_rules! read_columns {
     () => {
-        concat!($crate::store::sql::row::columns!(), ", due_at, queue")
+        concat!($crate::store::sql::row::columns!(), ", due_at, queue, parent")
     };
 }
 pub(crate) use read_columns;
@@ -28,7 +29,7 @@ pub(crate) use read_columns;
 macro_rules! list_columns {
     () => {
         "id, name, owner, state, attempt, max_attempts, progress, message, version, created_at, started_at, finished_at, \
-         cancel_requested_at, reason, NULL AS result, error_class, error_message, NULL AS error_detail, due_at, queue"
+         cancel_requested_at, reason, NULL AS result, error_class, error_message, NULL AS error_detail, due_at, queue, parent"
     };
 }
 pub(super) use list_columns;
@@ -132,6 +133,7 @@ where
     }
     record.due_at = time(18)?.map(timestamp);
     record.queue = text(19)?;
+    record.parent = row.try_get::<Option<Vec<u8>>, _>(20).map_err(StoreError::other)?.map(task_id).transpose()?;
     Ok(record)
 }
 

@@ -28,6 +28,7 @@ use crate::{
         progress::ProgressUpdate,
         queue::Environment,
         running::Claim,
+        schedule::run::{Advance, ScheduleState},
     },
     store::sql::{
         postgres::{
@@ -165,6 +166,8 @@ impl PostgresJobs {
         .await
     }
 
+    schedules!("(extract(epoch FROM clock_timestamp()) * 1000)::bigint");
+
     pub(super) async fn begin_lease(&self, client: &str, process: &str) -> Result<(), StoreError> {
         const BEGIN: &str = "
 INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_timestamp() + $3 * interval '1 millisecond')";
@@ -238,25 +241,32 @@ INSERT INTO tower_offload_client (id, name, expires_at) VALUES ($1, $2, clock_ti
         .await
     }
 
-    pub(super) async fn write_end(&self, end: &End, backoff: Backoff) -> Result<bool, StoreError> {
-        let (row, failure, progress) = (RowEnd::new(end, backoff), end.failure(), end.progress.as_ref());
+    pub(super) async fn write_step(&self, claim: &Claim, name: &str, output: &str) -> Result<bool, StoreError> {
         self.read(async |connection| {
-            let write = sqlx::query_scalar::<_, i64>(WRITE_END)
-                .bind(end.claim.river_id)
-                .bind(end.claim.attempt)
-                .bind(&*end.claim.client)
-                .bind(end.claim.attempted_at)
-                .bind(row.state)
-                .bind(row.delay)
-                .bind(end.is_refunded())
-                .bind(row.error)
-                .bind(failure.map(|failure| &*failure.class))
-                .bind(failure.and_then(|failure| failure.detail.as_ref()).map(Json::as_str))
-                .bind(end.result().map(Json::as_str))
-                .bind(end.has_begun())
-                .bind(progress.and_then(|update| update.progress))
-                .bind(progress.and_then(|update| update.message.as_deref()));
-            Ok(write.fetch_optional(connection).await?.is_some())
+            let write = sqlx::query(WRITE_STEP).bind(claim.river_id).bind(claim.attempt).bind(&*claim.client);
+            let write = write.bind(claim.attempted_at).bind(name).bind(output);
+            Ok(write.execute(connection).await?.rows_affected() > 0)
+        })
+        .await
+    }
+
+    pub(super) async fn write_end(&self, end: &End, backoff: Backoff) -> Result<bool, StoreError> {
+        self.read(async |connection| write_end(connection, end, backoff).await).await
+    }
+
+    pub(super) async fn write_end_and_insert(
+        &self,
+        end: &End,
+        backoff: Backoff,
+        client: &Client,
+        jobs: &[&Prepared],
+    ) -> Result<Result<bool, Error>, StoreError> {
+        self.transaction(async |transaction| {
+            let is_written = write_end(transaction, end, backoff).await?;
+            if is_written {
+                insert(transaction, client, jobs).await?;
+            }
+            Ok::<_, Error>(is_written)
         })
         .await
     }
@@ -408,6 +418,14 @@ WITH job AS (
 )
 SELECT EXISTS (SELECT 1 FROM job)";
 
+/// Adds the output of a step to the metadata, if the attempt still has its job.
+const WRITE_STEP: &str = "
+UPDATE river_job SET metadata = metadata || jsonb_build_object('tower_offload:steps',
+    CASE WHEN jsonb_typeof(metadata -> 'tower_offload:steps') = 'object' THEN metadata -> 'tower_offload:steps' ELSE '{}' END
+    || jsonb_build_object($5::text, $6::text))
+WHERE id = $1 AND state = 'running' AND attempt = $2 AND attempted_by[array_upper(attempted_by, 1)] = $3
+    AND (extract(epoch FROM attempted_at) * 1000000)::bigint = $4";
+
 /// Writes an end, if the attempt still has its job. The parts that River's row cannot hold are
 /// written to the record first, and the trigger keeps it.
 const WRITE_END: &str = "
@@ -435,22 +453,43 @@ UPDATE river_job AS job SET
 FROM ended WHERE job.id = ended.id
 RETURNING job.id";
 
+async fn write_end(connection: &mut PgConnection, end: &End, backoff: Backoff) -> Result<bool, sqlx::Error> {
+    let (row, failure, progress) = (RowEnd::new(end, backoff), end.failure(), end.progress.as_ref());
+    let write = sqlx::query_scalar::<_, i64>(WRITE_END)
+        .bind(end.claim.river_id)
+        .bind(end.claim.attempt)
+        .bind(&*end.claim.client)
+        .bind(end.claim.attempted_at)
+        .bind(row.state)
+        .bind(row.delay)
+        .bind(end.is_refunded())
+        .bind(row.error)
+        .bind(failure.map(|failure| &*failure.class))
+        .bind(failure.and_then(|failure| failure.detail.as_ref()).map(Json::as_str))
+        .bind(end.result().map(Json::as_str))
+        .bind(end.has_begun())
+        .bind(progress.and_then(|update| update.progress))
+        .bind(progress.and_then(|update| update.message.as_deref()));
+    Ok(write.fetch_optional(connection).await?.is_some())
+}
+
 /// Inserts records of jobs. A job that has a record keeps it. Returns the number of new records.
 async fn insert_records(connection: &mut PgConnection, rows: &[(i64, &Record)]) -> Result<usize, sqlx::Error> {
     const INSERT: &str = concat!(
-        "INSERT INTO tower_offload_task (epoch, river_id, due_at, queue, ",
+        "INSERT INTO tower_offload_task (epoch, river_id, due_at, queue, parent, ",
         columns!(),
         ") SELECT 0, job.river_id, (SELECT (extract(epoch FROM scheduled_at) * 1000)::bigint FROM river_job \
          WHERE river_job.id = job.river_id AND (river_job.state = 'scheduled' OR river_job.state = 'pending' AND scheduled_at > now())), \
-         (SELECT river_job.queue FROM river_job WHERE river_job.id = job.river_id), ",
+         (SELECT river_job.queue FROM river_job WHERE river_job.id = job.river_id), job.parent, ",
         columns!(),
         " FROM ",
         input!(),
-        " JOIN unnest($1::bigint[], $2::bytea[]) AS job(river_id, task_id) ON job.task_id = input.id \
+        " JOIN unnest($1::bigint[], $2::bytea[], $20::bytea[]) AS job(river_id, task_id, parent) ON job.task_id = input.id \
          ON CONFLICT (river_id) DO NOTHING"
     );
     let (jobs, records): (Vec<_>, Vec<_>) = rows.iter().copied().unzip();
-    let inserted = bind(sqlx::query(INSERT).bind(jobs), &records).execute(connection).await?;
+    let parents: Vec<_> = records.iter().map(|record| record.parent.map(|id| id.as_bytes().to_vec())).collect();
+    let inserted = bind(sqlx::query(INSERT).bind(jobs), &records).bind(parents).execute(connection).await?;
     Ok(usize::try_from(inserted.rows_affected()).unwrap_or(usize::MAX))
 }
 

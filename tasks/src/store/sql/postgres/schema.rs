@@ -112,6 +112,13 @@ CREATE UNLOGGED TABLE tower_offload_touched (
     PRIMARY KEY (xact, river_id)
 );
 ",
+    "
+ALTER TABLE tower_offload_task ADD COLUMN parent bytea;
+CREATE TABLE tower_offload_schedule (
+    name text NOT NULL PRIMARY KEY,
+    last_tick bigint NOT NULL
+);
+",
 ];
 
 pub(super) const CREATE_MIGRATION: &str = "

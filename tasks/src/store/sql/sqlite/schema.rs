@@ -74,6 +74,13 @@ CREATE UNIQUE INDEX tower_offload_sequence_head ON tower_offload_sequence (key) 
 CREATE INDEX tower_offload_sequence_permit ON tower_offload_sequence (key) WHERE is_admitted = 1 AND is_limit = 1;
 CREATE INDEX tower_offload_sequence_blocked ON tower_offload_sequence (key) WHERE blocked_since IS NOT NULL;
 ",
+    "
+ALTER TABLE tower_offload_task ADD COLUMN parent BLOB;
+CREATE TABLE tower_offload_schedule (
+    name TEXT NOT NULL PRIMARY KEY,
+    last_tick INTEGER NOT NULL
+) STRICT;
+",
 ];
 
 pub(super) const CREATE_MIGRATION: &str = "

@@ -140,6 +140,8 @@ DROP INDEX tower_offload_task_river; DROP INDEX tower_offload_task_cancel;
 ALTER TABLE tower_offload_task DROP COLUMN river_id; ALTER TABLE tower_offload_task DROP COLUMN due_at;
 DROP INDEX tower_offload_task_state; DROP INDEX tower_offload_task_name; DROP TABLE tower_offload_paused_kind;
 ALTER TABLE tower_offload_task DROP COLUMN queue;
+DROP TABLE tower_offload_sequence;
+ALTER TABLE tower_offload_task DROP COLUMN parent; DROP TABLE tower_offload_schedule;
 DELETE FROM tower_offload_migration WHERE version > 1";
     let fixture = Fixture::new().await;
     let id = large(1).id;
