@@ -30,6 +30,9 @@ use crate::{AcceptError, Accepted, Failure, Json, record::Ending};
 /// it runs even if the handler fails**, because the queue does not wait for responses. In both
 /// cases there is one id and one status. Enqueue a job directly if it must not be lost.
 ///
+/// A [sequence](background::TaskBuilder::sequence) of the task orders what runs in this process. A
+/// job that is enqueued, because the background or the sequence is full, may overtake it.
+///
 /// The job is always enqueued if this process has no worker for it, if it is
 /// [unique](Enqueue::unique), or if it is [delayed](Enqueue::at).
 pub trait OrEnqueue: sealed::Sealed + Sized {
