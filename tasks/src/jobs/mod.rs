@@ -239,6 +239,8 @@ mod gate;
 mod insert;
 mod job;
 mod maintenance;
+#[cfg(test)]
+mod model;
 mod outcome;
 mod overflow;
 #[cfg(feature = "process")]
