@@ -106,6 +106,9 @@
 //!   these keys do: with a [`max_running`](BackgroundBuilder::max_running) of 1, all tasks run in
 //!   the order of their submission.
 //! - A key takes 8 bytes, and is forgotten when its last task completes.
+//! - What a task has started elsewhere is not part of it. If a future is dropped while it waits for
+//!   a process of a `ProcessPool` or for a spawned task, that may still run when the next task
+//!   starts.
 //! - A task must not wait for a later task of its own sequence, which would never start.
 //! - A sequence belongs to its background. It does not order the tasks of other backgrounds or
 //!   processes.
