@@ -64,7 +64,7 @@ async fn counters_are_zero_before_their_first_event() {
     let recorder = DebuggingRecorder::new();
     let _local = set_default_local_recorder(&recorder);
     let background = inline().build();
-    let rejected = ["closed", "full", "too_many_awaiting"];
+    let rejected = ["closed", "full", "sequence_full", "too_many_awaiting"];
     let rejected = rejected.map(|reason| (format!("offload_background_rejected_total {reason}"), 0));
     assert_eq!(counts(&recorder.snapshotter()), rejected.into());
 
@@ -130,6 +130,12 @@ async fn metrics_count_what_the_stats_count() {
     drop((skipped, dropped));
     submitted.spawn_blocking(|| ());
 
+    let in_sequence = || background.task("t").sequence("k").reserve();
+    let (first, second) = (in_sequence().unwrap(), in_sequence().unwrap());
+    in_sequence().unwrap_err();
+    background.reserve("t").unwrap().sequence("k").unwrap_err();
+    drop((first, second));
+
     let running = background.task("t").spawn(std::future::pending::<()>()).unwrap();
     let queued = background.task("t").spawn_blocking(|| ()).unwrap();
     assert!(queued.cancel());
@@ -164,9 +170,10 @@ async fn metrics_count_what_the_stats_count() {
         ("failed", stats.failed),
         ("completed", stats.completed),
         ("full", 1),
-        ("closed", stats.rejected - 1),
+        ("closed", stats.rejected - 3),
         ("too_many_awaiting", 0),
+        ("sequence_full", 2),
     ];
     assert_eq!(sums, expected.into());
-    assert_eq!((stats.skipped, stats.failed, stats.completed, stats.rejected), (1, 1, 1, 2));
+    assert_eq!((stats.skipped, stats.failed, stats.completed, stats.rejected), (3, 1, 1, 4));
 }

@@ -1,8 +1,8 @@
-use std::{borrow::Cow, error::Error, fmt, time::Duration};
+use std::{borrow::Cow, error::Error, fmt, hash::Hash, time::Duration};
 
 use super::{AfterResponse, Outcome, driver::RegisteredTask, guard::InnerAttempt};
 use crate::{
-    background::{Reservation, SubmitError, TaskBody, TaskHandle, TaskOutput},
+    background::{Reservation, SequenceKey, SubmitError, TaskBody, TaskHandle, TaskOutput},
     panic::{catch_unwind, ignore_panic},
 };
 
@@ -15,6 +15,7 @@ pub struct ResponseTaskBuilder<'a> {
     after: &'a AfterResponse,
     name: Cow<'static, str>,
     condition: Condition,
+    sequence: Option<SequenceKey>,
     timeout: Option<Duration>,
     on_runtime: bool,
     concurrent: usize,
@@ -28,6 +29,7 @@ impl<'a> ResponseTaskBuilder<'a> {
             after,
             name,
             condition: Condition::default(),
+            sequence: None,
             timeout: None,
             on_runtime: false,
             concurrent: 1,
@@ -75,6 +77,15 @@ impl<'a> ResponseTaskBuilder<'a> {
     /// skipped.
     pub fn when(self, predicate: impl FnOnce(&Outcome) -> bool + Send + 'static) -> Self {
         Self { condition: Condition::When(Box::new(predicate)), ..self }
+    }
+
+    /// Adds the task to the sequence with this key, in which tasks of all requests run one at a
+    /// time. See [`background::TaskBuilder::sequence`](crate::background::TaskBuilder::sequence).
+    ///
+    /// The task takes its place when the response has ended and the request's earlier tasks let it
+    /// start, so a client that does not read its response does not hold up the sequence.
+    pub fn sequence(self, key: impl Hash) -> Self {
+        Self { sequence: Some(SequenceKey::new(&key)), ..self }
     }
 
     /// Limits the run time of the task. Default: no limit. See
@@ -173,7 +184,7 @@ impl<'a> ResponseTaskBuilder<'a> {
         if is_for_acknowledged && !self.after.exchange().can_be_acknowledged() {
             return Err(RegisterError::UNACKNOWLEDGED);
         }
-        let mut reservation = self.after.background().reserve_after_response(self.name.clone())?;
+        let mut reservation = self.after.background().reserve_after_response(self.name.clone(), self.sequence)?;
         // Requested last, so that a task that is rejected lets nothing wait. The response may have
         // been flushed or acknowledged meanwhile.
         if is_for_acknowledged && !self.after.request_acknowledgement() && !self.after.exchange().can_be_acknowledged()
@@ -209,6 +220,7 @@ impl fmt::Debug for ResponseTaskBuilder<'_> {
         f.debug_struct("ResponseTaskBuilder")
             .field("name", &self.name)
             .field("condition", &self.condition)
+            .field("sequence", &self.sequence)
             .field("timeout", &self.timeout)
             .field("on_runtime", &self.on_runtime)
             .field("concurrent", &self.concurrent)

@@ -15,17 +15,19 @@ pub struct SubmitError(Kind);
 enum Kind {
     Full,
     TooManyAwaiting,
+    SequenceFull,
     Closed,
 }
 
 impl SubmitError {
     pub(super) const FULL: Self = Self(Kind::Full);
     pub(super) const TOO_MANY_AWAITING: Self = Self(Kind::TooManyAwaiting);
+    pub(super) const SEQUENCE_FULL: Self = Self(Kind::SequenceFull);
     pub(super) const CLOSED: Self = Self(Kind::Closed);
 
     /// Every value.
     #[cfg(feature = "metrics")]
-    pub(super) const ALL: [Self; 3] = [Self::CLOSED, Self::FULL, Self::TOO_MANY_AWAITING];
+    pub(super) const ALL: [Self; 4] = [Self::CLOSED, Self::FULL, Self::TOO_MANY_AWAITING, Self::SEQUENCE_FULL];
 
     /// Returns the label `reason` of metrics.
     #[cfg(feature = "metrics")]
@@ -33,15 +35,17 @@ impl SubmitError {
         match self.0 {
             Kind::Full => "full",
             Kind::TooManyAwaiting => "too_many_awaiting",
+            Kind::SequenceFull => "sequence_full",
             Kind::Closed => "closed",
         }
     }
 
     /// Returns `true` if the background has [`max_tasks`](super::BackgroundBuilder::max_tasks)
     /// tasks, or [`max_awaiting_response`](super::BackgroundBuilder::max_awaiting_response) tasks
-    /// that wait for responses. A later attempt may succeed.
+    /// that wait for responses, or if the [sequence](super::TaskBuilder::sequence) of the task has
+    /// as many tasks as places are left. A later attempt may succeed.
     pub fn is_full(&self) -> bool {
-        matches!(self.0, Kind::Full | Kind::TooManyAwaiting)
+        matches!(self.0, Kind::Full | Kind::TooManyAwaiting | Kind::SequenceFull)
     }
 
     /// Returns `true` if the background is closed, because it is being shut down.
@@ -55,6 +59,7 @@ impl fmt::Display for SubmitError {
         f.write_str(match self.0 {
             Kind::Full => "the background is full",
             Kind::TooManyAwaiting => "too many tasks wait for responses that are still open",
+            Kind::SequenceFull => "the sequence of the task has as many tasks as places are left in the background",
             Kind::Closed => "the background is closed",
         })
     }

@@ -66,6 +66,56 @@
 //! advances while the runtime has nothing to do, even if a thread of another pool is running a
 //! task.
 //!
+//! # Sequences
+//!
+//! Tasks with the same key run one at a time, in the order in which their work was submitted. Tasks
+//! of other sequences, and tasks without one, run in parallel:
+//!
+//! ```
+//! # use std::{sync::mpsc, time::Duration};
+//! # use tower_offload::Background;
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), tower_offload::background::SubmitError> {
+//! # let background = Background::default();
+//! # let (sender, versions) = mpsc::channel();
+//! for version in 1..=3 {
+//!     # let sender = sender.clone();
+//!     let write = move || sender.send(version);
+//!     background.task("index").sequence("customer:7").spawn_blocking(write)?;
+//! }
+//! # background.shutdown(Duration::from_secs(10)).await;
+//! # drop(sender);
+//! assert_eq!(Vec::from_iter(versions), [1, 2, 3]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - However a task ends, the next one of its sequence starts after it: if it succeeds, fails,
+//!   panics, times out, is cancelled, or is refused by the pool. No task holds its sequence longer
+//!   than its code runs. A closure that ignores its timeout or its cancellation does so until it
+//!   returns, because two tasks would overlap otherwise.
+//! - A task waits for the tasks before it without a thread and without a run permit. It has been
+//!   admitted, and can be cancelled and is waited for by a shutdown like every other task that has
+//!   not started. It keeps its place in the queue: a free permit goes to the oldest task that may
+//!   run.
+//! - One sequence uses at most one run permit, and at most half of
+//!   [`max_tasks`](BackgroundBuilder::max_tasks): if it has as many tasks as places are left, the
+//!   next one [is rejected](SubmitError::is_full). A client that fills its sequence therefore takes
+//!   one permit from the others, and leaves them room. The bound is that of keys in the queue of a
+//!   pool ([`OffloadLayer::fair_by`](crate::OffloadLayer::fair_by)). Sequences do not take turns as
+//!   these keys do: with a [`max_running`](BackgroundBuilder::max_running) of 1, all tasks run in
+//!   the order of their submission.
+//! - A key takes 8 bytes, and is forgotten when its last task completes.
+//! - What a task has started elsewhere is not part of it. If a future is dropped while it waits for
+//!   a process of a `ProcessPool` or for a spawned task, that may still run when the next task
+//!   starts.
+//! - A task must not wait for a later task of its own sequence, which would never start.
+//! - A sequence belongs to its background. It does not order the tasks of other backgrounds or
+//!   processes.
+//!
+//! A sequence cannot be held after a failure, as one of durable jobs can: the tasks that wait for
+//! its release would occupy the background, and would be lost when the process exits.
+//!
 //! # Guarantees
 //!
 //! - An admitted task runs, unless it is cancelled, a shutdown times out or the process exits.
@@ -95,9 +145,9 @@
 //! | `offload_blocking_total` | counter | `route` | polls that blocked the runtime |
 //! | `offload_blocking_seconds` | histogram | `route` | their duration |
 //!
-//! A `reason` is `full`, `too_many_awaiting` or `closed`. An `outcome` is `skipped`, `cancelled`,
-//! `failed` or `completed`. The labels `task` and `route` are the name of the task, and empty if it
-//! has none.
+//! A `reason` is `full`, `too_many_awaiting`, `sequence_full` or `closed`. An `outcome` is
+//! `skipped`, `cancelled`, `failed` or `completed`. The labels `task` and `route` are the name of
+//! the task, and empty if it has none.
 //!
 //! [`metrics`]: https://docs.rs/metrics
 //!
@@ -113,6 +163,7 @@ mod error;
 mod header;
 mod metrics;
 mod run;
+mod sequence;
 mod shared;
 mod shutdown;
 mod state;
@@ -131,7 +182,7 @@ pub use self::{
     task::{Reservation, TaskBuilder, TaskHandle, TaskOutput, TaskTarget},
 };
 #[cfg_attr(not(feature = "after-response"), allow(unused_imports, reason = "for `after_response`"))]
-pub(crate) use self::{run::TaskBody, shutdown::DrainGuard};
+pub(crate) use self::{run::TaskBody, sequence::SequenceKey, shutdown::DrainGuard};
 use crate::pool::Pool;
 pub use crate::pool::{CancellationToken, cancellation_token, cancelled};
 
@@ -218,7 +269,7 @@ impl Background {
     ///
     /// Returns an error if the background is full or closed.
     pub fn reserve(&self, name: impl Into<Cow<'static, str>>) -> Result<Reservation, SubmitError> {
-        let header = self.shared.reserve(name.into(), false)?;
+        let header = self.shared.reserve(name.into(), false, None)?;
         Ok(Reservation::new(self.shared.clone(), header))
     }
 
@@ -256,8 +307,12 @@ impl Background {
 
     /// Admits a task that gets its work, and starts, after a response. It counts towards
     /// [`max_awaiting_response`](BackgroundBuilder::max_awaiting_response) until then.
-    pub(crate) fn reserve_after_response(&self, name: Cow<'static, str>) -> Result<Reservation, SubmitError> {
-        let header = self.shared.reserve(name, true)?;
+    pub(crate) fn reserve_after_response(
+        &self,
+        name: Cow<'static, str>,
+        sequence: Option<SequenceKey>,
+    ) -> Result<Reservation, SubmitError> {
+        let header = self.shared.reserve(name, true, sequence)?;
         Ok(Reservation::new(self.shared.clone(), header))
     }
 

@@ -17,6 +17,7 @@ use super::{
     header::TaskHeader,
     metrics,
     run::QueuedTask,
+    sequence::SequenceKey,
     state::{Admit, Cancel, Halt, Limits, State},
 };
 use crate::panic::ignore_panic;
@@ -70,16 +71,23 @@ impl Shared {
         &self,
         name: Cow<'static, str>,
         awaits_response: bool,
+        sequence: Option<SequenceKey>,
     ) -> Result<Arc<TaskHeader>, SubmitError> {
         let id = self.next_id.fetch_add(1, Relaxed);
         if id == FIRST_ID {
             metrics::register(); // again, for a recorder installed after the background was built
         }
         let header = Arc::new(TaskHeader::new(id, name));
-        let admit = Admit { is_nested: runs_task_of(self), awaits_response };
+        let admit = Admit { is_nested: runs_task_of(self), awaits_response, sequence };
         let reserved = lock(&self.state).reserve(id, header.clone(), admit, Instant::now());
         reserved.inspect_err(|error| report_rejected(&header, *error))?;
         Ok(header)
+    }
+
+    /// Adds a reserved task to a sequence. Removes it if the sequence is full.
+    pub(super) fn join_sequence(&self, header: &TaskHeader, key: SequenceKey) -> Result<(), SubmitError> {
+        let joined = self.release(|state| state.join(header.id, key));
+        joined.inspect_err(|error| report_rejected(header, *error))
     }
 
     /// Records that the response that a task waited for has ended.

@@ -1,4 +1,4 @@
-use std::{borrow::Cow, fmt, panic::resume_unwind, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, hash::Hash, panic::resume_unwind, sync::Arc, time::Duration};
 
 use super::{
     Background, Completion, SubmitError,
@@ -6,6 +6,7 @@ use super::{
     header::TaskHeader,
     metrics,
     run::{CallContext, QueuedTask, TaskBody},
+    sequence::SequenceKey,
     shared::Shared,
 };
 use crate::panic::{catch_unwind, ignore_panic};
@@ -69,13 +70,25 @@ impl TaskTarget for Background {
 pub struct TaskBuilder<'a> {
     background: &'a Background,
     name: Cow<'static, str>,
+    sequence: Option<SequenceKey>,
     timeout: Option<Duration>,
     on_runtime: bool,
 }
 
 impl<'a> TaskBuilder<'a> {
     pub(super) fn new(background: &'a Background, name: Cow<'static, str>) -> Self {
-        Self { background, name, timeout: None, on_runtime: false }
+        Self { background, name, sequence: None, timeout: None, on_runtime: false }
+    }
+
+    /// Adds the task to the sequence with this key. Default: none. If it is called twice, the last
+    /// key counts.
+    ///
+    /// Tasks of one sequence run one at a time, in the order in which their work was submitted.
+    /// See [Sequences](crate::background#sequences). Keys are equal if their hashes are: `"7"` and
+    /// `"7".to_owned()` are one key, `7_u32` and `7_u64` are two. A [`Reservation`] takes its place
+    /// when it gets its work, so one that is kept does not hold up its sequence.
+    pub fn sequence(self, key: impl Hash) -> Self {
+        Self { sequence: Some(SequenceKey::new(&key)), ..self }
     }
 
     /// Sets the maximum run time, measured from the start of the task. Default: unlimited.
@@ -101,8 +114,9 @@ impl<'a> TaskBuilder<'a> {
     ///
     /// Returns an error if the background is full or closed.
     pub fn reserve(self) -> Result<Reservation, SubmitError> {
-        let Self { background, name, timeout, on_runtime } = self;
-        let mut reservation = background.reserve(name)?;
+        let Self { background, name, sequence, timeout, on_runtime } = self;
+        let header = background.shared.reserve(name, false, sequence)?;
+        let mut reservation = Reservation::new(background.shared.clone(), header);
         (reservation.timeout, reservation.on_runtime) = (timeout, on_runtime);
         Ok(reservation)
     }
@@ -166,6 +180,25 @@ impl Reservation {
     /// Returns the id of the task, unique within its background.
     pub fn id(&self) -> u64 {
         self.header.id
+    }
+
+    /// Adds the task to the sequence with this key, like [`TaskBuilder::sequence`]. It takes its
+    /// place when its work is submitted, and a task after a response when that has ended.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error [of a full background](SubmitError::is_full) if the sequence has as many
+    /// tasks as places are left. The task is counted as rejected then, and its completion callbacks
+    /// are called with [`Skipped`](Completion::Skipped).
+    pub fn sequence(mut self, key: impl Hash) -> Result<Self, SubmitError> {
+        if let Err(error) = self.shared.join_sequence(&self.header, SequenceKey::new(&key)) {
+            self.context = None; // It is not counted as skipped when it is dropped.
+            if let Some(callback) = self.on_completion.take() {
+                run_callback(callback, Completion::Skipped);
+            }
+            return Err(error);
+        }
+        Ok(self)
     }
 
     /// Sets the maximum run time, like [`TaskBuilder::timeout`].

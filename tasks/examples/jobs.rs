@@ -9,6 +9,7 @@
 //! postgres://..` several processes share the jobs. The page is at <http://localhost:3000/tasks/>.
 
 use std::{
+    fmt,
     fs::OpenOptions,
     io::{self, Write},
     net::Ipv4Addr,
@@ -27,18 +28,19 @@ use tower_offload::{
     axum::{serve, shutdown_signal},
 };
 use tower_offload_tasks::{
-    AcceptError, Accepted, Progress, SqlStore, Tasks,
-    jobs::{Backoff, Job, Jobs, Unique},
+    AcceptError, Accepted, SqlStore, Tasks,
+    jobs::{self, Backoff, Job, Jobs, Unique},
     service::Access,
 };
 
 /// Jobs that survive a crash of their process
 ///
 /// Enqueue a job with curl -i -X POST 'http://127.0.0.1:3000/jobs?ms=5000&key=first', kill the
-/// process with `kill -9`, and start it again. POST /poison enqueues a job that crashes the
-/// process. The page is at http://127.0.0.1:3000/tasks/. Other paths: /tasks/{id},
-/// /tasks/{id}/events, DELETE /tasks/{id}, /status?task_id={id}. With -H 'Prefer: wait=10' a POST
-/// waits for the result
+/// process with `kill -9`, and start it again. With &sequence=S its line is `S first`, and jobs of
+/// that sequence run one at a time. With &fail=2 its first two attempts fail. POST /poison enqueues
+/// a job that crashes the process. The page is at http://127.0.0.1:3000/tasks/. Other paths:
+/// /tasks/{id}, /tasks/{id}/events, DELETE /tasks/{id}, /status?task_id={id}. With -H 'Prefer:
+/// wait=10' a POST waits for the result
 #[derive(Parser)]
 struct Options {
     /// Port to listen on; 0 takes any that is free
@@ -47,7 +49,7 @@ struct Options {
     /// sqlite:PATH or postgres://USER@HOST/DATABASE
     #[arg(long, default_value = "sqlite:jobs.db")]
     database: String,
-    /// File to which each job appends its key
+    /// File to which each job appends a line: its sequence, if it has one, and its key
     #[arg(long, default_value = "jobs.out")]
     out: PathBuf,
     /// Lease of a process in milliseconds (Postgres)
@@ -64,17 +66,67 @@ struct Options {
     grace: u64,
 }
 
-/// Appends a line to the file after `ms` milliseconds: its sequence, if it has one, and its key.
+/// Appends a line to the file after `ms` milliseconds. It is also the query of the request.
 #[derive(Serialize, Deserialize)]
 struct Append {
-    key: String,
-    ms: u64,
+    key: Word,
     #[serde(default)]
-    sequence: Option<String>,
+    ms: Millis,
+    /// Jobs of one sequence run one at a time, in the order in which they were enqueued. It is the
+    /// first word of the line.
+    #[serde(default)]
+    sequence: Option<Word>,
+    /// The number of attempts that fail, the first ones.
+    #[serde(default)]
+    fail: u32,
 }
 
 impl Job for Append {
     const KIND: &'static str = "append";
+}
+
+/// A part of a line.
+#[derive(Serialize, Deserialize)]
+#[serde(try_from = "String")]
+struct Word(String);
+
+impl TryFrom<String> for Word {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let is_word = !text.contains(|it: char| it.is_whitespace() || it.is_control());
+        if is_word && (1..=200).contains(&text.len()) {
+            Ok(Self(text))
+        } else {
+            Err("1 to 200 bytes without spaces and control characters are allowed")
+        }
+    }
+}
+
+impl fmt::Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Maximum time of an attempt.
+const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// A time for which a closure, which cannot be stopped, holds its thread.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(try_from = "u64")]
+struct Millis(u64);
+
+impl TryFrom<u64> for Millis {
+    type Error = String;
+
+    fn try_from(millis: u64) -> Result<Self, Self::Error> {
+        if Duration::from_millis(millis) <= TIMEOUT {
+            Ok(Self(millis))
+        } else {
+            Err(format!("at most {} are allowed, since an attempt times out then", TIMEOUT.as_millis()))
+        }
+    }
 }
 
 /// Crashes the process that runs it.
@@ -86,14 +138,6 @@ impl Job for Poison {
     const MAX_ATTEMPTS: u16 = 3;
 }
 
-#[derive(Deserialize)]
-struct Query {
-    #[serde(default)]
-    ms: u64,
-    key: String,
-    sequence: Option<String>,
-}
-
 #[derive(Clone)]
 struct App {
     jobs: Jobs,
@@ -101,13 +145,13 @@ struct App {
 }
 
 /// Enqueues a job. A client that got no response can safely repeat the request, because the same
-/// key is the same job.
+/// query is the same job.
 async fn append(
     extract::State(app): extract::State<App>,
-    extract::Query(Query { ms, key, sequence }): extract::Query<Query>,
+    extract::Query(job): extract::Query<Append>,
     headers: HeaderMap,
 ) -> Result<Response, AcceptError> {
-    let job = Append { key, ms, sequence: sequence.clone() };
+    let sequence = job.sequence.as_ref().map(Word::to_string);
     let mut enqueue = app.jobs.enqueue(job).max_attempts(app.attempts);
     if let Some(sequence) = sequence {
         enqueue = enqueue.sequence(sequence);
@@ -120,19 +164,25 @@ async fn poison(extract::State(app): extract::State<App>) -> Result<Accepted, Ac
     app.jobs.enqueue(Poison {}).await
 }
 
-/// Works in ten steps. If the process crashes after the write, the job runs again and the key is
+/// Works in ten steps. If the process crashes after the write, the job runs again and the line is
 /// written twice, so readers of the file must ignore duplicates.
-fn work(out: &Path, job: &Append, progress: &Progress) -> Result<(), io::Error> {
+fn work(out: &Path, job: &Append, context: &jobs::Context) -> Result<(), io::Error> {
     for step in 0..10 {
-        if progress.is_cancelled() {
+        if context.is_cancelled() {
             return Err(io::Error::other("cancelled"));
         }
-        thread::sleep(Duration::from_millis(job.ms) / 10); // the actual work
-        progress.set(f64::from(step + 1) / 10.0, job.key.as_str());
+        thread::sleep(Duration::from_millis(job.ms.0) / 10); // the actual work
+        context.set(f64::from(step + 1) / 10.0, job.key.0.as_str());
     }
+    if context.attempt() <= job.fail {
+        return Err(io::Error::other(format!("the first {} attempts fail", job.fail)));
+    }
+    let line = match &job.sequence {
+        Some(sequence) => format!("{sequence} {}\n", job.key),
+        None => format!("{}\n", job.key),
+    };
     let mut file = OpenOptions::new().create(true).append(true).open(out)?;
-    let sequence = job.sequence.iter().map(|sequence| format!("{sequence} "));
-    file.write_all(format!("{}{}\n", sequence.collect::<String>(), job.key).as_bytes())?;
+    file.write_all(line.as_bytes())?; // in one piece, because other processes write too
     file.sync_data()
 }
 
@@ -146,9 +196,7 @@ async fn main() -> anyhow::Result<()> {
     let tasks = Tasks::new(store.context("cannot open the database; choose another one with --database")?);
     let jobs = Jobs::builder(&tasks)
         .backoff(Backoff::fixed(Duration::from_millis(backoff)))
-        .blocking_worker(ThreadPool::blocking(32), Duration::from_secs(600), move |job, progress| {
-            work(&out, &job, &progress)
-        })
+        .blocking_worker(ThreadPool::blocking(32), TIMEOUT, move |job, context| work(&out, &job, &context))
         .blocking_worker(ThreadPool::blocking(1), Duration::from_secs(60), |_: Poison, _| -> Result<(), String> {
             process::abort()
         })

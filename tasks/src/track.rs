@@ -13,7 +13,7 @@ impl Tasks {
     /// The name is the kind of task, 1 to 200 bytes without control characters. It appears in
     /// statuses, spans and metrics, so use few different names.
     pub fn track(&self, name: impl Into<Cow<'static, str>>) -> TrackBuilder<'_> {
-        TrackBuilder { tasks: self, name: name.into(), owner: None, timeout: None }
+        TrackBuilder { tasks: self, name: name.into(), owner: None, sequence: None, timeout: None }
     }
 }
 
@@ -24,6 +24,7 @@ pub struct TrackBuilder<'a> {
     tasks: &'a Tasks,
     name: Cow<'static, str>,
     owner: Option<String>,
+    sequence: Option<Cow<'static, str>>,
     timeout: Option<Duration>,
 }
 
@@ -31,6 +32,20 @@ impl TrackBuilder<'_> {
     /// Sets the owner, who may see the task. Default: everyone who knows the id may see it.
     pub fn owner(self, owner: impl Into<String>) -> Self {
         Self { owner: Some(owner.into()), ..self }
+    }
+
+    /// Adds the task to the sequence with this key. Default: none.
+    ///
+    /// Tasks of one sequence run one at a time, in the order in which they were accepted: a task
+    /// whose acceptance was awaited runs before those that are accepted later. A task after a
+    /// response takes its place when the response has ended. However a task ends, the next one
+    /// starts after it. The tasks wait in the background of the target, which one sequence can fill
+    /// to the half. See [Sequences](tower_offload::background#sequences).
+    ///
+    /// The key may be any text, of which only a hash is kept. A sequence belongs to the background
+    /// and ends with the process. It is not the sequence of durable jobs with the same key.
+    pub fn sequence(self, key: impl Into<Cow<'static, str>>) -> Self {
+        Self { sequence: Some(key.into()), ..self }
     }
 
     /// Sets the maximum run time, measured from the start of the task. Default: unlimited. A task
@@ -50,8 +65,9 @@ impl TrackBuilder<'_> {
     ///
     /// # Errors
     ///
-    /// Returns an error if the background is full or closed, if the record cannot be stored, or if
-    /// the name, the owner or the timeout is not valid. The closure is dropped then.
+    /// Returns an error if the background is full or closed, if the [sequence](Self::sequence) is
+    /// full, if the record cannot be stored, or if the name, the owner or the timeout is not valid.
+    /// The closure is dropped then.
     ///
     /// # Cancel safety
     ///
@@ -112,7 +128,15 @@ impl TrackBuilder<'_> {
     }
 
     fn reserve<R: TaskTarget + ?Sized>(&self, target: &R) -> Result<Reservation, AcceptError> {
-        let reserved = self.validate().and_then(|()| Ok(target.reserve(self.name.clone())?));
+        let reserve = || {
+            self.validate()?;
+            let reservation = target.reserve(self.name.clone())?;
+            Ok(match &self.sequence {
+                Some(key) => reservation.sequence(key)?,
+                None => reservation,
+            })
+        };
+        let reserved: Result<_, AcceptError> = reserve();
         let reservation = reserved.inspect_err(|error| self.tasks.on_rejected(&self.name, error))?;
         Ok(match self.timeout {
             Some(timeout) => reservation.timeout(timeout),
@@ -211,6 +235,7 @@ impl fmt::Debug for TrackBuilder<'_> {
         f.debug_struct("TrackBuilder")
             .field("name", &self.name)
             .field("owner", &self.owner)
+            .field("sequence", &self.sequence)
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }

@@ -120,6 +120,50 @@ async fn opentelemetry_prints_the_trace_of_a_job() {
 }
 
 #[tokio::test]
+async fn jobs_refuse_queries_that_are_no_job() {
+    let folder = std::env::temp_dir().join(format!("tower-offload-jobs-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let (database, out) = (format!("sqlite:{}", folder.join("jobs.db").display()), folder.join("out"));
+    let program = tower_offload_tests::example(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples"), "jobs");
+    let arguments = ["--database", &database, "--out", &out.display().to_string(), "--backoff", "1"];
+    let server = Server::start(&program, &arguments).await;
+    let word = "1 to 200 bytes without spaces and control characters";
+    let long = "x".repeat(201);
+    let cases = [
+        ("", "key"),
+        ("key=", word),
+        ("key=a%0Ab", word),
+        ("key=a%20b", word),
+        ("key=a%00", word),
+        (&*format!("key={long}"), word),
+        ("key=a&sequence=", word),
+        ("key=a&sequence=b%0D%0Ac", word),
+        ("key=a&fail=abc", "fail"),
+        ("key=a&fail=-1", "fail"),
+        ("key=a&fail=4294967296", "fail"),
+        ("key=a&ms=soon", "ms"),
+        ("key=a&ms=600001", "at most 600000"),
+    ];
+    for (query, text) in cases {
+        let reply = server.post(&format!("/jobs?{query}"), "").await;
+        assert_eq!(reply.status, StatusCode::BAD_REQUEST, "{query}: {}", reply.text());
+        assert!(reply.text().contains(text), "{query}: {}", reply.text());
+    }
+    for query in ["key=a", "key=b&sequence=customer:7&fail=1", "key=%C3%BC&fail=0"] {
+        let reply = server.post(&format!("/jobs?{query}"), "").await;
+        assert_eq!(reply.status, StatusCode::ACCEPTED, "{query}: {}", reply.text());
+        let location = reply.headers["location"].to_str().unwrap();
+        let events = server.get(&format!("{location}/events")).await; // the stream ends with the job
+        assert!(events.text().contains("\"state\":\"succeeded\""), "{query}: {}", events.text());
+    }
+    assert_eq!(fs::read_to_string(&out).unwrap(), "a\ncustomer:7 b\n\u{fc}\n");
+    server.signal("INT").await;
+    let (code, last) = server.end().await;
+    assert_eq!((code, last.starts_with("stopped: ")), (Some(0), true), "{last}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
 async fn wrong_options_end_with_a_sentence() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -61,6 +61,7 @@ const OPTIONS: &[(&str, Try)] = options! {
     "Tasks::get_named" => Text(get_named),
     "Tasks::shutdown" => Duration(shutdown),
     "TrackBuilder::owner" => Text(async |owner| accepted(&in_memory(), |tasks| tasks.track("a").owner(owner)).await),
+    "TrackBuilder::sequence" => Text(async |key| accepted(&in_memory(), |tasks| tasks.track("a").sequence(key)).await),
     "TrackBuilder::timeout" => Duration(timeout),
     "TasksBuilder::base_path" => Text(base_path),
     "TasksBuilder::process" => Text(process),

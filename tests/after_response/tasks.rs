@@ -3,7 +3,12 @@
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tower_offload::{after_response::End, background::cancelled};
+use tower_offload::{
+    AfterResponse,
+    after_response::End,
+    background::{TaskTarget, cancelled},
+};
+use tower_offload_tests::eventually;
 
 use crate::support::{LONG, Log, after_shutdown, exchange, hold, logging, on_no_thread, on_threads, panics, responded};
 
@@ -22,6 +27,48 @@ async fn replace_cancels_earlier_tasks_of_the_same_name() {
     let stats = after_shutdown(&background).await;
     assert_eq!((stats.completed, stats.cancelled), (5, 1));
     assert_eq!(log.entries(), ["first", "second", "other index", "no name", "no name either"]);
+}
+
+/// A task takes its place when its response has ended, so an open response holds up no sequence.
+#[tokio::test]
+async fn tasks_of_several_requests_share_a_sequence() {
+    let (background, log) = (on_threads(4).build(), Log::default());
+    let register = |name: &'static str| {
+        let log = log.clone();
+        move |after: &AfterResponse| {
+            for _ in 0..2 {
+                let work = log.adds(name);
+                after.task(name).concurrent(2).sequence("customer:7").spawn_blocking(work).unwrap();
+            }
+        }
+    };
+    let open = responded(&background, register("first request")).await;
+    exchange(&background, 200, End::Complete, register("second request")).await;
+    eventually("the second request's tasks have run", async || log.entries().len() == 2).await;
+    let reserved = responded(&background, |after| {
+        let task = TaskTarget::reserve(after, "third request".into()).unwrap();
+        task.sequence("customer:7").unwrap().spawn_blocking(log.adds("third request"));
+    });
+    drop(open);
+    drop(reserved.await);
+    assert_eq!(after_shutdown(&background).await.completed, 5);
+    let mut entries = log.entries();
+    entries.retain(|entry| entry != "third request");
+    assert_eq!(entries, ["second request", "second request", "first request", "first request"]);
+}
+
+#[tokio::test]
+async fn one_sequence_cannot_use_all_places_of_open_responses() {
+    let background = on_threads(1).max_awaiting_response(4).build();
+    let response = responded(&background, |after| {
+        let register = |key: &str| after.task("").sequence(key).spawn_blocking(|| ());
+        assert!(register("a").is_ok() && register("a").is_ok());
+        assert!(register("a").unwrap_err().is_full());
+        assert!(register("b").is_ok());
+    });
+    drop(response.await);
+    let stats = after_shutdown(&background).await;
+    assert_eq!((stats.completed, stats.rejected), (3, 1));
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod completion;
 mod failures;
 mod limits;
 mod runtimes;
+mod sequence;
 mod shutdown;
 mod support;
 mod timeout;

@@ -29,6 +29,10 @@ pub(crate) struct Blocked {
 }
 
 impl Blocked {
+    pub(crate) fn new(task: TaskHandle, release: mpsc::Sender<()>) -> Self {
+        Self { task, release: Some(release) }
+    }
+
     pub(crate) fn release(mut self) {
         self.release = None;
     }
@@ -43,7 +47,7 @@ pub(crate) async fn block(background: &Background, name: &'static str) -> Blocke
         let _ = released.recv();
     });
     started.await.unwrap();
-    Blocked { task: task.unwrap(), release: Some(release) }
+    Blocked::new(task.unwrap(), release)
 }
 
 /// Events in the order in which they happened.

@@ -350,6 +350,8 @@ mod gate;
 mod insert;
 mod job;
 mod maintenance;
+#[cfg(test)]
+mod model;
 mod numbers;
 mod operations;
 mod outcome;

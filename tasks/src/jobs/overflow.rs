@@ -30,6 +30,9 @@ use crate::{AcceptError, Accepted, Failure, Json, StoreError, record::Ending};
 /// it runs even if the handler fails**, because the queue does not wait for responses. In both
 /// cases there is one id and one status. Enqueue a job directly if it must not be lost.
 ///
+/// A [sequence](background::TaskBuilder::sequence) of the task orders what runs in this process. A
+/// job that is enqueued, because the background or the sequence is full, may overtake it.
+///
 /// The job is always enqueued if this process has no worker for it, or if it is
 /// [unique](Enqueue::unique), [delayed](Enqueue::at), in a [sequence](Enqueue::sequence) or
 /// [limited](Enqueue::at_most).

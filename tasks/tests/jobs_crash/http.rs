@@ -66,7 +66,12 @@ impl Http {
 
     /// Enqueues a job and returns its id.
     pub(crate) async fn enqueue(&self, url: &str, key: &str, millis: usize) -> String {
-        let (code, status) = self.send(Method::POST, &format!("{url}/jobs?ms={millis}&key={key}")).await.unwrap();
+        self.enqueue_with(url, &format!("ms={millis}&key={key}")).await
+    }
+
+    /// Enqueues a job with this query, and returns its id.
+    pub(crate) async fn enqueue_with(&self, url: &str, query: &str) -> String {
+        let (code, status) = self.send(Method::POST, &format!("{url}/jobs?{query}")).await.unwrap();
         assert_eq!(code, StatusCode::ACCEPTED, "{status}");
         status["id"].as_str().unwrap().to_owned()
     }

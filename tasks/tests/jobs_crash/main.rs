@@ -19,6 +19,7 @@ mod cluster;
 mod database;
 #[path = "../databases/mod.rs"]
 mod databases;
+mod failing;
 mod http;
 mod load;
 mod network;

@@ -26,6 +26,7 @@ mod postgres_store;
 mod prefer;
 mod processes;
 mod progress;
+mod sequence;
 mod service;
 mod shared_store;
 mod shutdown;
