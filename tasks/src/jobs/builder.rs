@@ -117,6 +117,9 @@ impl JobsBuilder {
     /// Creates or migrates River's tables, recovers jobs of crashed processes, and starts the
     /// workers.
     ///
+    /// If the tables are up to date, no right on the schema is needed. See
+    /// [`SqlStoreBuilder::migrate`](crate::SqlStoreBuilder::migrate).
+    ///
     /// Without workers, jobs can be enqueued for other processes. An event of level `INFO` says so.
     ///
     /// # Errors

@@ -122,7 +122,8 @@ impl<'a, J: Job> Enqueue<'a, J> {
     /// commits.
     ///
     /// The transaction must find the tables of this queue: it belongs to the database of the task
-    /// store, and its search path starts with the same schema.
+    /// store, and its search path starts with the same schema, unless the store has a
+    /// [named schema](crate::SqlStoreBuilder::schema). No temporary table may hide them.
     ///
     /// The result is only an id, because the transaction can still roll back. After the commit use
     /// [`Tasks::accepted`](crate::Tasks::accepted) for the response.

@@ -34,7 +34,7 @@ macro_rules! insert_jobs {
 }
 
 #[cfg(feature = "postgres")]
-mod postgres;
+pub(super) mod postgres;
 mod recovery;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -154,6 +154,11 @@ impl Database {
         build: impl FnOnce(ClientBuilder) -> Result<Client, Error>,
     ) -> Result<Client, StoreError> {
         dispatch!(self, |database| database.connect(client, environment, build).await)
+    }
+
+    /// Migrates the schema, if the store may.
+    pub(super) async fn migrate(&self) -> Result<(), StoreError> {
+        dispatch!(self, |database| database.migrate_alone().await)
     }
 
     /// Inserts jobs with their records. On error, none is inserted.

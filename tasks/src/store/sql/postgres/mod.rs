@@ -3,9 +3,10 @@
 pub(crate) mod columns;
 pub(crate) mod connection;
 pub(crate) mod lease;
-mod migrate;
+pub(crate) mod migrate;
 mod pool;
 mod schema;
+pub(crate) mod schema_name;
 mod server;
 mod session;
 mod sweep;
@@ -28,6 +29,7 @@ use crate::{
     store::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Swept, Written,
         sql::{
+            builder::{Settings, Source},
             found_many, list, listing,
             row::{id_of, integer, millis, read_columns, record, task_id},
         },
@@ -39,17 +41,20 @@ pub(crate) struct Postgres {
     pub(crate) connections: Connections,
     /// Duration of leases, at least a millisecond and at most [`MAX_LEASE`].
     pub(crate) lease: Duration,
+    /// `false` if a job queue must not change the schema either.
+    #[cfg_attr(not(feature = "river"), allow(dead_code, reason = "for job queues"))]
+    pub(crate) migrates: bool,
 }
 
 /// Maximum duration of a lease: a year, which Postgres can add to the current time.
 const MAX_LEASE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Postgres {
-    pub(super) async fn open(url: &str, lease: Duration) -> Result<Self, StoreError> {
-        let lease = lease.clamp(Duration::from_millis(1), MAX_LEASE);
-        let connections = Connections::open(url, lease).await?;
-        connections.migrate().await?;
-        Ok(Self { connections, lease })
+    pub(super) async fn open(source: Source, settings: Settings) -> Result<Self, StoreError> {
+        let lease = settings.lease.clamp(Duration::from_millis(1), MAX_LEASE);
+        let connections = Connections::open(source, &settings, lease).await?;
+        connections.migrate(settings.migrate).await?;
+        Ok(Self { connections, lease, migrates: settings.migrate })
     }
 
     pub(super) async fn close(&self) -> Result<(), StoreError> {
