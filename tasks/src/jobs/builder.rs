@@ -10,6 +10,7 @@ use super::{
     Backoff, Job, Jobs, StartError,
     client::Plan,
     database::Database,
+    ended::{Callback, EndedJobs},
     events::{self, Counters},
     maintenance::{self, INSERT_CHANNEL_CAPACITY, InsertReceivers},
     queue::{Environment, InsertSenders, Queue},
@@ -17,13 +18,13 @@ use super::{
     slots::AllSlots,
     worker::Worker,
 };
-use crate::{IntoFailure, Progress, SqlStore, Tasks};
+use crate::{IntoFailure, Progress, Record, SqlStore, Tasks};
 
 impl Jobs {
     /// Returns a builder for a job queue in the database of `tasks`. The records of its jobs are
     /// records of these tasks.
     pub fn builder(tasks: &Tasks) -> JobsBuilder {
-        JobsBuilder { tasks: tasks.clone(), plan: Plan::default(), concurrency: DEFAULT_CONCURRENCY }
+        JobsBuilder { tasks: tasks.clone(), plan: Plan::default(), concurrency: DEFAULT_CONCURRENCY, on_end: None }
     }
 }
 
@@ -33,6 +34,7 @@ pub struct JobsBuilder {
     tasks: Tasks,
     plan: Plan,
     concurrency: usize,
+    on_end: Option<Callback>,
 }
 
 const DEFAULT_CONCURRENCY: usize = 32;
@@ -114,6 +116,25 @@ impl JobsBuilder {
         self
     }
 
+    /// Calls `callback` with the final record of each job that this process has ended: its last
+    /// attempt here, a job without an attempt left that this process has recovered, and a queued
+    /// job that this process has cancelled.
+    ///
+    /// The callback is called after the commit, usually within milliseconds, once for an end. It
+    /// runs on a thread that may block (`spawn_blocking`), one call at a time. A slow one delays
+    /// the next calls, and neither the jobs nor their status. If 1024 jobs wait for it, further
+    /// ones are skipped and [counted](super::JobsStats::skipped_callbacks). A panic is an event of
+    /// level `WARN`. [`Jobs::shutdown`] waits for the callbacks until its timeout.
+    ///
+    /// It is not called if the process ends between the commit and the call, nor for what others
+    /// do: a job that another process or program has ended or deleted. What must happen for each
+    /// job is a job of its own, enqueued by the work.
+    ///
+    /// The default is no callback. Calling it again replaces the callback.
+    pub fn on_end(self, callback: impl Fn(&Record) + Send + Sync + 'static) -> Self {
+        Self { on_end: Some(Arc::new(callback)), ..self }
+    }
+
     /// Creates or migrates River's tables, recovers jobs of crashed processes, and starts the
     /// workers.
     ///
@@ -136,7 +157,7 @@ impl JobsBuilder {
     ///
     /// If the future is dropped before it completes, jobs may have started. They are requeued.
     pub async fn start(self) -> Result<Jobs, StartError> {
-        let Self { tasks, mut plan, concurrency } = self;
+        let Self { tasks, mut plan, concurrency, on_end } = self;
         let store = tasks.store::<SqlStore>().cloned().ok_or(StartError::NO_DATABASE)?;
         plan.validate(concurrency).map_err(StartError::invalid)?;
         crate::metrics::register_jobs(plan.kinds().iter().copied());
@@ -146,6 +167,7 @@ impl JobsBuilder {
         tasks.start().await?;
         let database = Database::new(store.engine.clone());
         let poll_interval = database.poll_interval();
+        let (ended, caller) = EndedJobs::new(on_end);
         let environment = Environment {
             tasks,
             database,
@@ -153,6 +175,7 @@ impl JobsBuilder {
             progress: Arc::default(),
             slots: AllSlots::new(plan.queues(), poll_interval),
             counters: Counters::default(),
+            ended,
             backoff: plan.backoff,
         };
         let (plain, plain_requests) = mpsc::channel(INSERT_CHANNEL_CAPACITY);
@@ -162,6 +185,9 @@ impl JobsBuilder {
             return Err(StartError::ALREADY_STARTED);
         }
         let jobs = Jobs::new(queue.clone()); // stops everything if this future is dropped
+        if let Some(caller) = caller {
+            tokio::spawn(caller.run(queue.environment.tasks.writer().clone()));
+        }
         queue.start_client().await?;
         maintenance::spawn(&queue, InsertReceivers { plain: plain_requests, unique: unique_requests });
         Ok(jobs)

@@ -233,6 +233,7 @@ mod attempt;
 mod builder;
 mod client;
 mod database;
+mod ended;
 mod enqueue;
 mod error;
 mod events;
@@ -363,12 +364,13 @@ impl Jobs {
 
     /// Returns the current counters.
     pub fn stats(&self) -> JobsStats {
-        let queue::Environment { counters, running, .. } = &*self.queue().environment;
+        let queue::Environment { counters, running, ended, .. } = &*self.queue().environment;
         JobsStats {
             running: running.len(),
             clients: self.queue().clients().len(),
             waiting: running.waiting(),
             unwritten: running.unwritten().len(),
+            skipped_callbacks: ended.skipped(),
             ..counters.stats()
         }
     }
@@ -469,6 +471,7 @@ impl Jobs {
             // A recovery in progress must not change jobs after the shutdown.
             let _ = timeout_at(Instant::now() + MAX_STOP_TIME, queue.maintenance_over()).await;
         }
+        let _ = timeout_at(end, queue.environment.ended.called()).await;
         let (ended, returned) = (running.totals().0 - ended, running.totals().1 - returned);
         let still_running: Vec<_> = running.running().into_iter().map(|(_, id)| id).collect();
         let interrupted: Vec<_> = still_running.iter().copied().filter(|id| noted.contains(id)).collect();
@@ -499,12 +502,12 @@ impl Jobs {
     async fn end_leases(&self, clients: &[Arc<LeasedClient>], has_ended: bool, end: Instant) {
         let queue::Environment { database, running, .. } = &*self.queue().environment;
         let end_leases = async {
-            let unwritten = running.late_ends(&self.queue().claims().await?, 0);
+            let unwritten = self.queue().late_ends(&self.queue().claims().await?, 0);
             if !unwritten.is_empty() {
                 for end in unwritten {
                     write_late_end(self.queue(), end).await?;
                 }
-                running.late_ends(&self.queue().claims().await?, 0);
+                self.queue().late_ends(&self.queue().claims().await?, 0);
             }
             if has_ended && running.is_empty() {
                 self.queue().set_ended();

@@ -15,6 +15,7 @@ use super::{
     Backoff,
     client::{LeasedClient, Plan},
     database::Database,
+    ended::EndedJobs,
     events::{self, Counters},
     insert::InsertRequest,
     outcome::End,
@@ -37,6 +38,7 @@ pub(super) struct Environment {
     pub(super) progress: Arc<ProgressBuffer>,
     pub(super) slots: AllSlots,
     pub(super) counters: Counters,
+    pub(super) ended: EndedJobs,
     pub(super) backoff: Backoff,
 }
 
@@ -234,6 +236,17 @@ impl Queue {
         clients.extend(self.clients().iter().filter_map(|client| client.id().cloned()));
         let clients: Vec<_> = clients.into_iter().collect();
         if clients.is_empty() { Ok(Vec::new()) } else { self.environment.database.claims(&clients).await }
+    }
+
+    /// Returns the ends that are [late](RunningJobs::late_ends). Those that turn out to be written
+    /// are reported to the callback of the application.
+    pub(super) fn late_ends(&self, claims: &[Claim], max_checks: u32) -> Vec<End> {
+        let Environment { running, ended, .. } = &*self.environment;
+        let before = running.unwritten();
+        let late = running.late_ends(claims, max_checks);
+        let unwritten: HashSet<_> = running.unwritten().into_iter().collect();
+        before.into_iter().filter(|id| !unwritten.contains(id)).for_each(|id| ended.send(id));
+        late
     }
 
     /// Makes River claim the jobs of a queue now.
@@ -452,7 +465,11 @@ impl CancelHook for Queue {
             let Some(river_id) = self.environment.database.river_id(id).await? else { return Ok(()) };
             // A client may repeat its request as often as it likes.
             let is_forwarded = lock(&self.state).forwarded.contains(&river_id);
-            if is_forwarded { Ok(()) } else { self.forward_cancel_request(river_id).await }
+            if !is_forwarded {
+                self.forward_cancel_request(river_id).await?;
+                self.environment.ended.send(id); // it has ended if it was queued
+            }
+            Ok(())
         })
     }
 }

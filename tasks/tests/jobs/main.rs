@@ -15,6 +15,7 @@ mod interrupted;
 mod leader;
 mod lease;
 mod notify;
+mod on_end;
 mod other_client;
 mod other_languages;
 mod overflow;

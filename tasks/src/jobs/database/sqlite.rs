@@ -252,6 +252,7 @@ impl SqliteJobs {
         loop {
             let recovered = self.change(async |connection| recover_batch(connection, &delays).await).await?;
             events::recovered(&environment.counters, &recovered);
+            environment.ended.send_recovered(&recovered);
             if recovered.len() < MAX_RECOVERY_BATCH {
                 return Ok(());
             }
