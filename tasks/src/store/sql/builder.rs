@@ -101,15 +101,7 @@ impl SqlStore {
 
 impl SqlStoreBuilder {
     fn new(source: Source) -> Self {
-        let settings = Settings {
-            lease: DEFAULT_LEASE,
-            schema: None,
-            migrate: true,
-            read_connections: None,
-            maintenance_connections: None,
-            job_connections: None,
-        };
-        Self { source, settings }
+        Self { source, settings: Settings::default() }
     }
 
     /// Sets the duration of leases. Default: 15 s. See [`SqlStore::open_with_lease`].
@@ -185,6 +177,19 @@ impl SqlStoreBuilder {
 /// Saturates: the maximum is checked later.
 fn number(connections: usize) -> u32 {
     u32::try_from(connections).unwrap_or(u32::MAX)
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            lease: DEFAULT_LEASE,
+            schema: None,
+            migrate: true,
+            read_connections: None,
+            maintenance_connections: None,
+            job_connections: None,
+        }
+    }
 }
 
 impl Settings {
