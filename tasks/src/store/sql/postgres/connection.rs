@@ -1,6 +1,6 @@
 use std::{sync::Arc, time::Duration};
 
-use sqlx::{Connection as _, PgConnection, Transaction, postgres::PgPool};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Transaction, postgres::PgPool};
 use tokio::time::timeout;
 
 use super::{
@@ -107,9 +107,20 @@ impl Connections {
         role: Role,
         change: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, StoreError> {
+        self.transaction_after("", role, change).await
+    }
+
+    /// Executes `change` in a transaction like [`transaction`](Self::transaction). `first` is sent
+    /// together with `BEGIN`.
+    pub(super) async fn transaction_after<T>(
+        &self,
+        first: &str,
+        role: Role,
+        change: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
+    ) -> Result<T, StoreError> {
         for _ in 1..MAX_ATTEMPTS {
             let change = change.clone();
-            let (server, done) = self.run(role, async |transaction| change(&mut **transaction).await).await?;
+            let (server, done) = self.run(first, role, async |transaction| change(&mut **transaction).await).await?;
             match done {
                 Err(error) if is_conflict(&error) => {
                     #[cfg(feature = "tracing")]
@@ -118,7 +129,7 @@ impl Connections {
                 done => return done.map_err(|error| store_error_at(&server, error)),
             }
         }
-        let (server, done) = self.run(role, async |transaction| change(&mut **transaction).await).await?;
+        let (server, done) = self.run(first, role, async |transaction| change(&mut **transaction).await).await?;
         done.map_err(|error| store_error_at(&server, error))
     }
 
@@ -129,12 +140,13 @@ impl Connections {
         role: Role,
         change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Postgres>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
-        Ok(self.run(role, change).await?.1)
+        Ok(self.run("", role, change).await?.1)
     }
 
     /// Executes `change` in a transaction. Returns the name of the server as well.
     async fn run<T, E: TransactionError>(
         &self,
+        first: &str,
         role: Role,
         change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Postgres>) -> Result<T, E>,
     ) -> Result<(Arc<str>, Result<T, E>), StoreError> {
@@ -143,8 +155,10 @@ impl Connections {
         let server = lent.server();
         lent.begins_transaction();
         let connection = lent.connection()?;
+        let mut has_begun = false;
         let work = async {
-            let mut transaction = connection.begin().await?;
+            let mut transaction = connection.begin_with(AssertSqlSafe(format!("BEGIN; {first}"))).await?;
+            has_begun = true;
             match change(&mut transaction).await {
                 Ok(value) => transaction.commit().await.map(|()| value).map_err(E::from),
                 Err(error) => {
@@ -154,6 +168,9 @@ impl Connections {
             }
         };
         let done = timeout(pool.limits.response_timeout, work).await;
+        if !has_begun {
+            lent.must_close(); // sqlx would not roll back a transaction in which `first` has failed
+        }
         let done = finish(lent, done, E::database, pool.limits.response_timeout)?;
         Ok((server, done))
     }

@@ -15,13 +15,13 @@ mod write;
 
 use std::time::Duration;
 
-use sqlx::Row;
+use sqlx::{PgConnection, Row};
 
 use self::{
     connection::{Connections, Role},
     lease::{BEGIN, END, RENEW, end_expired, lose_batch},
     sweep::sweep,
-    write::write,
+    write::{lock_writes, write},
 };
 use crate::{
     StoreError, TaskId, TaskStore, Timestamp,
@@ -126,7 +126,8 @@ impl TaskStore for Postgres {
 
     fn write<'a>(&'a self, epoch: Epoch, batch: &'a [Op]) -> StoreFuture<'a, Vec<Written>> {
         Box::pin(async move {
-            self.connections.transaction(Role::Write, async |connection| write(connection, epoch, batch).await).await
+            let change = async |connection: &mut PgConnection| write(connection, epoch, batch).await;
+            self.connections.transaction_after(&lock_writes(epoch), Role::Write, change).await
         })
     }
 
