@@ -172,7 +172,8 @@ async fn store_that_does_not_migrate_names_what_is_missing() {
     assert!(missing.contains("are enabled") && !missing.contains("River's tables"), "{missing}");
     execute(&mut connection, "ALTER TABLE app.river_job ENABLE TRIGGER tower_offload_fence").await;
     jobs::migrate(&store).await.unwrap();
-    (owner.close().await.unwrap(), store.close().await.unwrap());
+    owner.close().await.unwrap();
+    store.close().await.unwrap();
 }
 
 /// Returns what the schemas of the application contain, for comparison.
