@@ -38,7 +38,7 @@ mod writer;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 #[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
-pub use self::store::SqlStore;
+pub use self::store::{SqlStore, SqlStoreBuilder};
 pub use self::{
     accepted::Accepted,
     builder::TasksBuilder,

@@ -279,6 +279,7 @@ fn describe() {
         ("offload_jobs_unparsable_total", "Attempts whose arguments could not be read, by kind and queue."),
         ("offload_jobs_recovered_total", "Jobs of crashed processes that were recovered, by kind and queue."),
         ("offload_jobs_lost_total", "Jobs that are lost, because they were deleted from River's table."),
+        ("offload_jobs_skipped_callbacks_total", "Jobs for which the callback of `on_end` was not called."),
         ("offload_jobs_copied_total", "Jobs that ended without the triggers, and whose records were made final."),
         ("offload_sequences_healed_total", "Jobs whose sequence or limit was stuck and was healed."),
         ("offload_jobs_given_back_total", "Claims that were handed back, because their reply was lost."),

@@ -25,8 +25,8 @@ use tower_offload::{
     process::{self, Context, ProcessPool, Work},
 };
 use tower_offload_tasks::{
-    AcceptError, Accepted, Failure, MemoryStore, Progress, Record, Retention, SqlStore, TaskId, TaskState, TaskStore,
-    Tasks, Timestamp,
+    AcceptError, Accepted, Failure, MemoryStore, Progress, Record, Retention, SqlStore, SqlStoreBuilder, TaskId,
+    TaskState, TaskStore, Tasks, Timestamp,
     jobs::{Backoff, Enqueue, Job, Jobs, JobsBuilder, Schedule, Unique},
     service::Access,
     store::{Epoch, Filter, Found, Lease, Listing, Op, Page, Process, StoreFuture, Swept, Written},
@@ -71,6 +71,14 @@ const OPTIONS: &[(&str, Try)] = options! {
     "MemoryStore::with_capacity" => Number(async |capacity| accepted_by(MemoryStore::with_capacity(capacity)).await),
     "SqlStore::open" => Text(open),
     "SqlStore::open_with_lease" => Duration(open_with_lease),
+    "SqlStore::builder" => Text(open),
+    "SqlStoreBuilder::lease" => Duration(open_with_lease),
+    "SqlStoreBuilder::schema" => Text(schema),
+    "SqlStoreBuilder::read_connections" => Number(async |number| store(|store| store.read_connections(number)).await),
+    "SqlStoreBuilder::maintenance_connections" => Number(
+        async |number| store(|store| store.maintenance_connections(number)).await
+    ),
+    "SqlStoreBuilder::job_connections" => Number(async |number| store(|store| store.job_connections(number)).await),
     "Lease::renewed_every" => Duration(async |interval| accepted_by(Leased(MemoryStore::new(), interval)).await),
     "Process::new" => Text(begin),
     "Filter::name" => Text(async |name| list(Filter::default().name(name), Page::default()).await),
@@ -224,7 +232,7 @@ fn lazy<T: Send + 'static>(try_it: fn(T) -> BoxFuture<'static, Outcome>, value: 
 fn names_the_option(function: &str, message: &str) -> bool {
     let words = function.rsplit("::").next().unwrap().split('_');
     let kind = if function.ends_with("track") { "name" } else { "nothing" };
-    let url = if function.ends_with("open") { "sqlite" } else { "nothing" };
+    let url = if function.ends_with("open") || function == "SqlStore::builder" { "sqlite" } else { "nothing" };
     words.chain([kind, url]).any(|word| word.len() > 2 && message.contains(word))
 }
 
@@ -397,6 +405,15 @@ async fn open_with_lease(lease: Duration) -> Outcome {
     // It blocks, which would stop the other values in the middle of their transactions.
     tokio::task::spawn_blocking(|| drop(server)).await.unwrap();
     outcome
+}
+
+async fn schema(name: String) -> Outcome {
+    tower_offload_tasks::jobs::migration_sql(Some(&name)).map(drop).map_err(refused)
+}
+
+async fn store(set: impl FnOnce(SqlStoreBuilder) -> SqlStoreBuilder) -> Outcome {
+    let file = OnFile::fresh();
+    accepted_by(set(SqlStore::builder(file.url())).open().await.map_err(refused)?).await
 }
 
 async fn begin(name: String) -> Outcome {

@@ -18,6 +18,7 @@ use super::{
     client::Plan,
     context::State,
     database::Database,
+    ended::{Callback, EndedJobs},
     events::{self, Counters},
     maintenance::{self, INSERT_CHANNEL_CAPACITY, InsertReceivers},
     operations::PausedKinds,
@@ -28,7 +29,7 @@ use super::{
     trace::Tracing,
     worker::Worker,
 };
-use crate::{IntoFailure, SqlStore, Tasks, Timestamp};
+use crate::{IntoFailure, Record, SqlStore, Tasks, Timestamp};
 
 impl Jobs {
     /// Returns a builder for a job queue in the database of `tasks`. The records of its jobs are
@@ -42,6 +43,7 @@ impl Jobs {
             state: State::default(),
             schedules: Vec::new(),
             error: None,
+            on_end: None,
         }
     }
 }
@@ -57,6 +59,7 @@ pub struct JobsBuilder {
     schedules: Vec<ScheduledJob>,
     /// The first option that is not valid.
     error: Option<String>,
+    on_end: Option<Callback>,
 }
 
 const DEFAULT_CONCURRENCY: usize = 32;
@@ -214,8 +217,30 @@ impl JobsBuilder {
         Self { tracing: Tracing::new(propagator), ..self }
     }
 
+    /// Calls `callback` with the final record of each job that this process has ended: its last
+    /// attempt here, a job without an attempt left that this process has recovered, and a queued
+    /// job that this process has cancelled.
+    ///
+    /// The callback is called after the commit, usually within milliseconds, once for an end. It
+    /// runs on a thread that may block (`spawn_blocking`), one call at a time. A slow one delays
+    /// the next calls, and neither the jobs nor their status. If 1024 jobs wait for it, further
+    /// ones are skipped and [counted](super::JobsStats::skipped_callbacks). A panic is an event of
+    /// level `WARN`. [`Jobs::shutdown`] waits for the callbacks until its timeout.
+    ///
+    /// It is not called if the process ends between the commit and the call, nor for what others
+    /// do: a job that another process or program has ended or deleted. What must happen for each
+    /// job is a job of its own, enqueued by the work.
+    ///
+    /// The default is no callback. Calling it again replaces the callback.
+    pub fn on_end(self, callback: impl Fn(&Record) + Send + Sync + 'static) -> Self {
+        Self { on_end: Some(Arc::new(callback)), ..self }
+    }
+
     /// Creates or migrates River's tables, recovers jobs of crashed processes, and starts the
     /// workers.
+    ///
+    /// If the tables are up to date, no right on the schema is needed. See
+    /// [`SqlStoreBuilder::migrate`](crate::SqlStoreBuilder::migrate).
     ///
     /// Without workers, jobs can be enqueued for other processes. An event of level `INFO` says so.
     ///
@@ -233,7 +258,7 @@ impl JobsBuilder {
     ///
     /// If the future is dropped before it completes, jobs may have started. They are requeued.
     pub async fn start(self) -> Result<Jobs, StartError> {
-        let Self { tasks, mut plan, concurrency, tracing, state, schedules, error } = self;
+        let Self { tasks, mut plan, concurrency, tracing, state, schedules, error, on_end } = self;
         if let Some(error) = error {
             return Err(StartError::invalid(error));
         }
@@ -245,6 +270,7 @@ impl JobsBuilder {
         tasks.start().await?;
         let database = Database::new(store.engine.clone());
         let poll_interval = database.poll_interval();
+        let (ended, caller) = EndedJobs::new(on_end);
         let environment = Environment {
             queue: Weak::new(),
             state,
@@ -254,6 +280,7 @@ impl JobsBuilder {
             progress: Arc::default(),
             slots: AllSlots::new(plan.queues(), poll_interval),
             counters: Counters::new(&plan),
+            ended,
             backoff: plan.backoff,
             paused: PausedKinds::default(),
             tracing,
@@ -265,6 +292,9 @@ impl JobsBuilder {
             return Err(StartError::ALREADY_STARTED);
         }
         let jobs = Jobs::new(queue.clone()); // stops everything if this future is dropped
+        if let Some(caller) = caller {
+            tokio::spawn(caller.run(queue.environment.tasks.writer().clone()));
+        }
         queue.start_client().await?;
         maintenance::spawn(&queue, InsertReceivers { plain: plain_requests, unique: unique_requests });
         if !schedules.is_empty() {

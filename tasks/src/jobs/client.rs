@@ -413,6 +413,7 @@ async fn settle(mut written: EventReceiver, environment: Arc<Environment>) {
         events::ended(event.kind, &event.job, end.as_ref());
         if let Some(id) = id {
             environment.tasks.followers().changed(id);
+            environment.ended.send_if_final(id, event.job.state);
         }
     }
 }

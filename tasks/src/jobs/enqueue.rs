@@ -190,7 +190,8 @@ impl<'a, J: Job> Enqueue<'a, J> {
     /// commits.
     ///
     /// The transaction must find the tables of this queue: it belongs to the database of the task
-    /// store, and its search path starts with the same schema.
+    /// store, and its search path starts with the same schema, unless the store has a
+    /// [named schema](crate::SqlStoreBuilder::schema). No temporary table may hide them.
     ///
     /// The result is only an id, because the transaction can still roll back. After the commit use
     /// [`Tasks::accepted`](crate::Tasks::accepted) for the response.
@@ -295,7 +296,17 @@ impl<'a, J: Job> Enqueue<'a, J> {
         let trace = self.trace.or_else(|| tracing.current());
         let (queue, delay) = (self.queue_name.to_owned(), self.delay);
         let keys = self.keys;
-        Ok(Prepared { push: Arguments::<J>::push, arguments, options, queue, delay, trace, keys, schedule: None, record })
+        Ok(Prepared {
+            push: Arguments::<J>::push,
+            arguments,
+            options,
+            queue,
+            delay,
+            trace,
+            keys,
+            schedule: None,
+            record,
+        })
     }
 
     async fn insert(self) -> Result<Accepted, AcceptError> {

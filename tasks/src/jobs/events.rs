@@ -57,6 +57,9 @@ pub struct JobsStats {
     /// [limit](super::Enqueue::at_most) was stuck, and that this process has healed. It stays zero,
     /// unless another program disables the triggers or changes their tables.
     pub healed: u64,
+    /// Number of jobs for which the callback of [`on_end`](super::JobsBuilder::on_end) was not
+    /// called, because 1024 others waited for it, or because the record could not be read.
+    pub skipped_callbacks: u64,
     /// Number of jobs that have waited for longer than a minute and that no process works on, at
     /// the last check.
     pub unserved: u64,
@@ -368,6 +371,31 @@ pub(super) fn unserved(kind: &str, queue: &str, jobs: i64, oldest: Duration) {
     );
     #[cfg(not(feature = "tracing"))]
     let _ = (kind, queue, jobs, oldest);
+}
+
+/// Counts jobs for which the callback was not called.
+pub(super) fn count_skipped_callbacks(jobs: usize) {
+    metrics::count("offload_jobs_skipped_callbacks_total", jobs as u64);
+}
+
+/// Reports the number of jobs for which the callback was not called, since the start.
+pub(super) fn callbacks_skipped(skipped: u64, error: Option<&StoreError>) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        skipped,
+        error = error.map(|error| error as &dyn Error),
+        "the callback for jobs that have ended is skipped: it is slower than the jobs, or their records cannot be read"
+    );
+    #[cfg(not(feature = "tracing"))]
+    let _ = (skipped, error.map(|error| error as &dyn Error));
+}
+
+/// Reports a callback that panicked.
+pub(super) fn callback_panicked(id: TaskId) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(%id, "the callback for a job that has ended panicked");
+    #[cfg(not(feature = "tracing"))]
+    let _ = id;
 }
 
 /// Reports an error that no caller can handle.

@@ -288,7 +288,7 @@ async fn check_claims(queue: &Arc<Queue>) -> Result<(), StoreError> {
         events::given_back(claim.river_id);
         database.write_end(&End::of_claim(claim), *backoff).await?;
     }
-    let late = running.late_ends(&claims, MAX_LATE_CHECKS);
+    let late = queue.late_ends(&claims, MAX_LATE_CHECKS);
     if database.lease().is_some() {
         queue.replace_stuck_client(&late).await;
     }
@@ -304,7 +304,7 @@ async fn check_claims(queue: &Arc<Queue>) -> Result<(), StoreError> {
 
 /// Writes an end in place of River.
 pub(super) async fn write_late_end(queue: &Queue, mut end: End) -> Result<(), StoreError> {
-    let Environment { database, backoff, tasks, .. } = &*queue.environment;
+    let Environment { database, backoff, tasks, ended, .. } = &*queue.environment;
     match database.write_end(&end, *backoff).await {
         Ok(true) => queue.on_successors(&end),
         Ok(false) => {}
@@ -317,6 +317,7 @@ pub(super) async fn write_late_end(queue: &Queue, mut end: End) -> Result<(), St
     }
     events::written_late(end.id);
     tasks.followers().changed(end.id);
+    ended.send(end.id);
     Ok(())
 }
 

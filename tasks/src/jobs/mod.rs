@@ -305,10 +305,11 @@
 //!
 //! # Limits
 //!
-//! - **Connections.** On Postgres up to 4 and two listeners, in addition to those of the store. On
+//! - **Connections.** On Postgres up to 4 by default and two listeners, in addition to those of the store. On
 //!   SQLite up to 4. The connections have session settings, so a proxy must not pool transactions.
-//! - **Rights.** [`JobsBuilder::start`] creates triggers on River's tables, so the database user
-//!   must own these tables or be allowed to create them.
+//! - **Rights.** [`JobsBuilder::start`] creates River's tables and triggers on them, for which the
+//!   database user must own these tables or be allowed to create them. If they are up to date, it
+//!   needs no right on the schema: [`migrate`] and `migration_sql` are for a step of the deployment.
 //! - **Latency.** A job that this process enqueues is claimed at once, and one of another process
 //!   when Postgres notifies River. On SQLite a job of a transaction of the application is claimed
 //!   within 100 ms. The end of a job reaches event streams and `Prefer: wait=n` at once, on
@@ -343,6 +344,7 @@ mod builder;
 mod client;
 mod context;
 mod database;
+mod ended;
 mod enqueue;
 mod error;
 mod events;
@@ -389,9 +391,58 @@ pub use self::{
     steps::StepError,
     trace::TraceContext,
 };
-use self::{client::LeasedClient, events::warn, maintenance::write_late_end, queue::Queue};
+use self::{client::LeasedClient, database::Database, events::warn, maintenance::write_late_end, queue::Queue};
 pub use crate::operation::{QueueState, Queues};
-use crate::{StoreError, TaskId, Tasks, tasks::Listed};
+use crate::{SqlStore, StoreError, TaskId, Tasks, tasks::Listed};
+
+/// Creates or migrates River's tables and the triggers on them, like [`JobsBuilder::start`] does.
+///
+/// Use it in a step of the deployment, as the role that owns the tables. The other processes then
+/// need no rights on the schema, and can open the store with
+/// [`migrate(false)`](crate::SqlStoreBuilder::migrate). With a store that was opened like that, it
+/// changes nothing and returns an error that names what is missing.
+///
+/// ```no_run
+/// # async fn deploy() -> Result<(), tower_offload_tasks::StoreError> {
+/// use tower_offload_tasks::{SqlStore, jobs};
+///
+/// let store = SqlStore::open("postgres://owner@localhost/app").await?; // migrates its tables
+/// jobs::migrate(&store).await?;
+/// store.close().await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// Returns an error if a right is missing, if the database fails, or if the tables or the triggers
+/// are of a newer version.
+///
+/// # Panics
+///
+/// The future panics outside of a Tokio runtime with time enabled.
+pub async fn migrate(store: &SqlStore) -> Result<(), StoreError> {
+    Database::new(store.engine.clone()).migrate().await
+}
+
+/// Returns a script that creates all Postgres tables of tasks and jobs, also River's, and the
+/// triggers, or migrates them from any earlier version, in this schema or in the first one of the
+/// session's `search_path`.
+///
+/// Run it with `psql -v ON_ERROR_STOP=1`, as the role that owns the tables, and not in one
+/// transaction: a value that a migration of River adds to an enum can be used only after its commit.
+/// Running it again has no effect.
+///
+/// # Errors
+///
+/// Returns an error if the name of the schema is [not valid](crate::SqlStoreBuilder::schema).
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub fn migration_sql(schema: Option<&str>) -> Result<String, StoreError> {
+    let tasks = crate::store::migration_sql(schema)?;
+    let schema = crate::store::sql::postgres::schema_name::Schema::new(schema)?;
+    Ok(tasks + &database::postgres::install::migration_sql(&schema))
+}
 
 /// A queue of durable jobs. Clones share the queue.
 ///
@@ -448,12 +499,13 @@ impl Jobs {
 
     /// Returns the current counters.
     pub fn stats(&self) -> JobsStats {
-        let queue::Environment { counters, running, .. } = &*self.queue().environment;
+        let queue::Environment { counters, running, ended, .. } = &*self.queue().environment;
         JobsStats {
             running: running.len(),
             clients: self.queue().clients().len(),
             waiting: running.waiting(),
             unwritten: running.unwritten().len(),
+            skipped_callbacks: ended.skipped(),
             ..counters.stats()
         }
     }
@@ -554,6 +606,7 @@ impl Jobs {
             // A recovery in progress must not change jobs after the shutdown.
             let _ = timeout_at(Instant::now() + MAX_STOP_TIME, queue.maintenance_over()).await;
         }
+        let _ = timeout_at(end, queue.environment.ended.called()).await;
         let (ended, returned) = (running.totals().0 - ended, running.totals().1 - returned);
         let still_running: Vec<_> = running.running().into_iter().map(|(_, id)| id).collect();
         let interrupted: Vec<_> = still_running.iter().copied().filter(|id| noted.contains(id)).collect();
@@ -584,12 +637,12 @@ impl Jobs {
     async fn end_leases(&self, clients: &[Arc<LeasedClient>], has_ended: bool, end: Instant) {
         let queue::Environment { database, running, .. } = &*self.queue().environment;
         let end_leases = async {
-            let unwritten = running.late_ends(&self.queue().claims().await?, 0);
+            let unwritten = self.queue().late_ends(&self.queue().claims().await?, 0);
             if !unwritten.is_empty() {
                 for end in unwritten {
                     write_late_end(self.queue(), end).await?;
                 }
-                running.late_ends(&self.queue().claims().await?, 0);
+                self.queue().late_ends(&self.queue().claims().await?, 0);
             }
             if has_ended && running.is_empty() {
                 self.queue().set_ended();

@@ -15,6 +15,7 @@ use super::{
     Backoff,
     client::{LeasedClient, Plan},
     database::Database,
+    ended::EndedJobs,
     events::{self, Counters},
     insert::InsertRequest,
     operations::{self, PausedKinds},
@@ -27,7 +28,6 @@ use super::{
 use crate::{
     SqlStore, StoreError, TaskId, Tasks, Timestamp,
     lease::{RENEWALS, keep_renewed},
-    metrics,
     operation::{Change, Changes, OperationFuture, Pausable, QueueHook, Queues},
     store::StoreFuture,
     sync::{Mutex, lock},
@@ -45,6 +45,7 @@ pub(super) struct Environment {
     pub(super) progress: Arc<ProgressBuffer>,
     pub(super) slots: AllSlots,
     pub(super) counters: Counters,
+    pub(super) ended: EndedJobs,
     pub(super) backoff: Backoff,
     pub(super) paused: PausedKinds,
     pub(super) tracing: Tracing,
@@ -255,6 +256,17 @@ impl Queue {
         if clients.is_empty() { Ok(Vec::new()) } else { self.environment.database.claims(&clients).await }
     }
 
+    /// Returns the ends that are [late](RunningJobs::late_ends). Those that turn out to be written
+    /// are reported to the callback of the application.
+    pub(super) fn late_ends(&self, claims: &[Claim], max_checks: u32) -> Vec<End> {
+        let Environment { running, ended, .. } = &*self.environment;
+        let before = running.unwritten();
+        let late = running.late_ends(claims, max_checks);
+        let unwritten: HashSet<_> = running.unwritten().into_iter().collect();
+        before.into_iter().filter(|id| !unwritten.contains(id)).for_each(|id| ended.send(id));
+        late
+    }
+
     /// Makes River claim the jobs of a queue now.
     pub(super) fn wake(&self, queue: &str) {
         if let (Some(slots), Some(client)) = (self.environment.slots.get(queue), self.client()) {
@@ -265,7 +277,7 @@ impl Queue {
     /// Reports the successors of an end that was written, and wakes their workers.
     pub(super) fn on_successors(&self, end: &End) {
         for job in end.successors().into_iter().flat_map(|successors| &successors.jobs) {
-            metrics::count_job("offload_jobs_enqueued_total", &job.record.name);
+            self.environment.counters.enqueued(&job.record.name, &job.queue);
             if job.delay.is_none() {
                 self.wake(&job.queue);
             }
@@ -499,7 +511,11 @@ impl QueueHook for Queue {
             let Some(river_id) = self.environment.database.river_id(id).await? else { return Ok(()) };
             // A client may repeat its request as often as it likes.
             let is_forwarded = lock(&self.state).forwarded.contains(&river_id);
-            if is_forwarded { Ok(()) } else { self.forward_cancel_request(river_id).await }
+            if !is_forwarded {
+                self.forward_cancel_request(river_id).await?;
+                self.environment.ended.send(id); // it has ended if it was queued
+            }
+            Ok(())
         })
     }
 

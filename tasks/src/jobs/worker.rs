@@ -96,8 +96,7 @@ impl<J: Job> Worker<J> {
             let (pool, work) = (pool.clone(), work.clone());
             let closure = move || {
                 // The ticket is held until the closure returns, even if its caller was dropped.
-                begin(&context, ticket.as_ref())
-                    .then(|| panic_to_failure(catch_unwind(|| ending(work(job, context)))))
+                begin(&context, ticket.as_ref()).then(|| panic_to_failure(catch_unwind(|| ending(work(job, context)))))
             };
             Box::pin(async move { pool.run(closure).await })
         };

@@ -10,7 +10,96 @@ use super::{
     response::{self, Response},
     routes::{Content, Operation, ROUTES, Route},
 };
-use crate::{BulkReport, Status, TaskId, TaskState, operation::Queues, problem::Problem, store::Summary};
+use crate::{BulkReport, Status, TaskId, TaskState, Tasks, operation::Queues, problem::Problem, store::Summary};
+
+impl Tasks {
+    /// Returns the part of an OpenAPI 3.1 document that describes the status service, to be merged
+    /// into the document of the application.
+    ///
+    /// Its paths begin with the [base path](crate::TasksBuilder::base_path); if that is a URL, each
+    /// path names its server. So that names do not clash, those of schemas begin with `Task`, those
+    /// of operations with `tasks_`, and each operation has the tag `tasks`. It describes neither
+    /// the authentication of the application nor the [alias](crate::StatusAlias).
+    ///
+    /// ```
+    /// use tower_offload_tasks::{MemoryStore, Tasks};
+    ///
+    /// let mut document = serde_json::json!({"openapi": "3.1.0", "paths": {}, "components": {"schemas": {}}});
+    /// let tasks = Tasks::new(MemoryStore::new()).openapi();
+    /// for part in ["/paths", "/components/schemas"] {
+    ///     let (Some(all), Some(more)) = (document.pointer_mut(part), tasks.pointer(part)) else { continue };
+    ///     let more = more.as_object().cloned().unwrap_or_default();
+    ///     all.as_object_mut().expect("an object").extend(more);
+    /// }
+    /// assert!(document.pointer("/paths/~1tasks~1{id}/get").is_some());
+    /// ```
+    #[cfg_attr(docsrs, doc(cfg(feature = "openapi")))]
+    pub fn openapi(&self) -> Value {
+        part(self.base_path())
+    }
+}
+
+const TAG: &str = "tasks";
+const SCHEMAS: &str = "#/components/schemas/";
+
+/// Returns the document for merging into another one.
+pub(super) fn part(base_path: &str) -> Value {
+    let mut document = document("");
+    let (server, prefix) = split_origin(base_path);
+    rename(&mut document);
+    if let Some(schemas) = document.pointer_mut("/components/schemas").and_then(Value::as_object_mut) {
+        *schemas = std::mem::take(schemas).into_iter().map(|(name, schema)| (schema_name(&name), schema)).collect();
+    }
+    let mut paths = Map::new();
+    for (path, mut item) in
+        document.get_mut("paths").and_then(Value::as_object_mut).map(std::mem::take).unwrap_or_default()
+    {
+        for operation in item.as_object_mut().into_iter().flat_map(|item| item.values_mut()) {
+            operation["operationId"] =
+                format!("{TAG}_{}", operation["operationId"].as_str().unwrap_or_default()).into();
+            operation["tags"] = json!([TAG]);
+        }
+        if let Some(server) = server {
+            item["servers"] = json!([{"url": server}]);
+        }
+        // The list is at the base path itself.
+        let path = if path == "/" && !prefix.is_empty() { prefix.to_owned() } else { format!("{prefix}{path}") };
+        paths.insert(path, item);
+    }
+    document["paths"] = paths.into();
+    if let Some(document) = document.as_object_mut() {
+        document.remove("servers"); // those of the application, unless the paths name theirs
+    }
+    document
+}
+
+/// Splits the origin of a URL from its path.
+fn split_origin(base_path: &str) -> (Option<&str>, &str) {
+    let Some(host) = base_path.find("://").map(|scheme| scheme + 3) else { return (None, base_path) };
+    let path = base_path[host..].find('/').map_or(base_path.len(), |path| host + path);
+    (Some(&base_path[..path]), &base_path[path..])
+}
+
+fn schema_name(name: &str) -> String {
+    if name.starts_with("Task") { name.to_owned() } else { format!("Task{name}") }
+}
+
+/// Renames the schemas in all references.
+fn rename(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                let schema = value.as_str().filter(|_| key == "$ref").and_then(|text| text.strip_prefix(SCHEMAS));
+                match schema.map(schema_name) {
+                    Some(name) => *value = format!("{SCHEMAS}{name}").into(),
+                    None => rename(value),
+                }
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(rename),
+        _ => {}
+    }
+}
 
 pub(super) fn respond(base_path: &str) -> Response {
     response::json(&document(base_path))
@@ -161,7 +250,7 @@ fn event() -> Value {
 }
 
 fn reference(schema: &str) -> Value {
-    json!({"$ref": format!("#/components/schemas/{schema}")})
+    json!({"$ref": format!("{SCHEMAS}{schema}")})
 }
 
 /// Returns the schemas of the serialized types, including nested ones.
@@ -178,7 +267,15 @@ fn schemas() -> Map<String, Value> {
     collect::<TaskId>(&mut schemas);
     collect::<TaskState>(&mut schemas);
     let schemas = schemas.into_iter();
-    schemas.map(|(name, schema)| (name, serde_json::to_value(schema).unwrap_or_default())).collect()
+    schemas.map(|(name, schema)| (name, typed(serde_json::to_value(schema).unwrap_or_default()))).collect()
+}
+
+/// Names the types of a schema that permits any value. Without a type, `utoipa` cannot read it.
+fn typed(mut schema: Value) -> Value {
+    if !["type", "$ref", "oneOf", "anyOf", "allOf"].iter().any(|key| schema.get(key).is_some()) {
+        schema["type"] = json!(["object", "array", "string", "number", "boolean", "null"]);
+    }
+    schema
 }
 
 type NamedSchema = (String, utoipa::openapi::RefOr<utoipa::openapi::schema::Schema>);

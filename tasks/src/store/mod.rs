@@ -12,9 +12,12 @@ pub(crate) mod sql;
 
 use std::{future::ready, pin::Pin, sync::Arc};
 
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub use self::sql::migration_sql;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 #[cfg_attr(docsrs, doc(cfg(any(feature = "postgres", feature = "sqlite"))))]
-pub use self::sql::SqlStore;
+pub use self::sql::{SqlStore, SqlStoreBuilder};
 pub use self::{
     error::StoreError,
     lease::{Epoch, Lease, Process},

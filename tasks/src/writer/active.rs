@@ -46,6 +46,10 @@ pub(super) trait ChangeListener: Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Urgency {
     Now,
+    /// Together with the next task that is accepted, or a few milliseconds later. A transaction
+    /// costs more than its records, and a client that waits for one task after the other would
+    /// otherwise wait for two or three of them each time.
+    NextBatch,
     /// Soon, together with later changes.
     Soon,
 }
@@ -98,7 +102,7 @@ impl ActiveTask {
     /// Marks the task as running. Returns `false` if its work must not run.
     pub(crate) fn start(&self) -> bool {
         let now = self.clock.now();
-        self.change(Urgency::Now, |record| record.start(now))
+        self.change(Urgency::NextBatch, |record| record.start(now))
     }
 
     /// Stores how the work ended, until the background reports the completion of the task.
@@ -120,7 +124,7 @@ impl ActiveTask {
 
     pub(crate) fn finish(&self, ending: Ending) {
         let now = self.clock.now();
-        self.change(Urgency::Now, |record| record.finish(ending, now));
+        self.change(Urgency::NextBatch, |record| record.finish(ending, now));
     }
 
     /// Finishes the task according to its completion in the background.

@@ -29,7 +29,7 @@ use tower_offload::background::Reservation;
 pub(crate) use self::active::ActiveTask;
 use self::{
     active::{ChangeListener, Reply, Urgency},
-    queue::{Effect, WriteQueue},
+    queue::{Effect, SHARE_DELAY, WriteQueue},
     task::WriterTask,
 };
 use crate::{
@@ -384,6 +384,7 @@ impl ChangeListener for Writer {
     fn on_change(self: Arc<Self>, id: TaskId, urgency: Urgency) {
         let delay = match urgency {
             Urgency::Now => Duration::ZERO,
+            Urgency::NextBatch => SHARE_DELAY,
             Urgency::Soon => PROGRESS_DELAY,
         };
         self.with_state(|state| state.queue.schedule(id, Instant::now() + delay));

@@ -4,7 +4,7 @@ use super::{
     databases::{OnFile, OnServer},
     support::{LONG, TestDatabase, TestWorkers, start_when_free},
 };
-use tower_offload_tasks::Tasks;
+use tower_offload_tasks::{SqlStore, Tasks, jobs};
 
 async fn start_and_stop(tasks: &Tasks) {
     let jobs = start_when_free(|| TestWorkers::new().builder(tasks)).await.unwrap();
@@ -31,6 +31,28 @@ async fn start_on_an_installed_database_changes_no_schema() {
     start_and_stop(&tasks).await;
     refuse_ddl(&database).await;
     start_and_stop(&tasks).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn file_is_not_changed_without_migrations() {
+    let file = OnFile::fresh();
+    let url = file.url();
+    let open = || SqlStore::builder(url.as_str()).migrate(false).open();
+    let error = open().await.map(drop).unwrap_err().to_string();
+    assert!(error.contains("version 0 of") && error.contains("`migrate(false)`"), "{error}");
+    SqlStore::open(&url).await.unwrap().close().await.unwrap();
+    let store = open().await.unwrap();
+    let tasks = Tasks::new(store.clone());
+    let error = jobs::migrate(&store).await.unwrap_err().to_string();
+    assert!(error.contains("River's tables have version 0"), "{error}");
+    assert!(TestWorkers::new().builder(&tasks).start().await.is_err_and(|error| error.is_store()));
+    tasks.shutdown(LONG).await;
+    store.close().await.unwrap();
+
+    let store = SqlStore::open(&url).await.unwrap();
+    jobs::migrate(&store).await.unwrap();
+    store.close().await.unwrap();
+    start_and_stop(&Tasks::new(open().await.unwrap())).await;
 }
 
 /// From now on every statement that changes the schema fails.

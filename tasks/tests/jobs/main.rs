@@ -17,6 +17,7 @@ mod interrupted;
 mod leader;
 mod lease;
 mod notify;
+mod on_end;
 mod operations;
 mod other_client;
 mod other_languages;

@@ -63,6 +63,23 @@ async fn job_exists_only_if_its_transaction_commits(database: TestDatabase) {
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 
+/// A temporary table hides the one of the file from this connection only, so the job would be lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transaction_with_a_temporary_table_of_the_same_name_is_rejected() {
+    let database = TestDatabase::Sqlite(OnFile::fresh());
+    let tasks = database.tasks().await;
+    let jobs = TestWorkers::new().start(&tasks).await;
+    let mut connection = sqlx::SqliteConnection::connect(&database.url()).await.unwrap();
+    let hide = "CREATE TEMPORARY TABLE river_job AS SELECT * FROM main.river_job";
+    sqlx::query(hide).execute(&mut connection).await.unwrap();
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let error = jobs.enqueue(Act::Fail).tx(&mut transaction).await.unwrap_err();
+    assert!(error.is_invalid() && error.to_string().contains("temporary table"), "{error}");
+    transaction.rollback().await.unwrap();
+    connection.close().await.unwrap();
+    assert!(jobs.shutdown(LONG).await.is_clean());
+}
+
 #[tokio::test]
 async fn transaction_of_another_kind_of_database_is_rejected() {
     let Some(server) = OnServer::fresh().await else { return };

@@ -11,5 +11,6 @@ mod overload;
 mod programs;
 mod proxy;
 mod rights;
+mod schema;
 mod support;
 mod values;

@@ -71,7 +71,7 @@ async fn a_thousand_reports_are_one_write_of_the_newest() {
     };
     let id = tasks.track("x").spawn(&background, work).await.unwrap().id();
     let progress = progress.await.unwrap();
-    tokio::time::sleep(super::support::SHORT).await;
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await; // until the start is written
     let before = store.batches().len();
     for step in 0..1000 {
         progress.value(f64::from(step) / 1000.0);
@@ -81,6 +81,21 @@ async fn a_thousand_reports_are_one_write_of_the_newest() {
     tokio::time::sleep(std::time::Duration::from_millis(251)).await;
     assert_eq!(store.batches().len(), before + 1);
     assert_eq!(store.inner.get(id).await.unwrap().into_record().unwrap().progress, Some(0.999));
+}
+
+/// A client that accepts one task after the other waits for one commit each time: the start and the
+/// end of a task are written with the next accept.
+#[tokio::test(start_paused = true)]
+async fn start_and_end_of_a_task_share_the_batch_of_the_next_one() {
+    let store = Failing::new();
+    let (tasks, background) = (Tasks::new(store.clone()), background());
+    for _ in 0..20 {
+        let work = |_| async { Ok::<_, std::convert::Infallible>(()) };
+        let _accepted = tasks.track("x").spawn(&background, work).await.unwrap();
+    }
+    background.shutdown(super::support::LONG).await;
+    assert!(tasks.shutdown(super::support::LONG).await.is_clean());
+    assert_eq!(store.batches().len(), 21, "one for each accept, and one for the last end");
 }
 
 #[tokio::test]

@@ -91,7 +91,7 @@ macro_rules! dispatch {
 
 mod operations;
 #[cfg(feature = "postgres")]
-mod postgres;
+pub(super) mod postgres;
 mod recovery;
 mod sequences;
 #[cfg(feature = "sqlite")]
@@ -237,6 +237,11 @@ impl Database {
         build: impl FnOnce(ClientBuilder) -> Result<Client, Error>,
     ) -> Result<Client, StoreError> {
         dispatch!(self, |database| database.connect(client, environment, build).await)
+    }
+
+    /// Migrates the schema, if the store may.
+    pub(super) async fn migrate(&self) -> Result<(), StoreError> {
+        dispatch!(self, |database| database.migrate_alone().await)
     }
 
     /// Inserts jobs with their records. On error, none is inserted.

@@ -8,8 +8,9 @@ use std::{
 use super::{
     Database, Recovered, Unserved,
     recovery::{
-        CRASH_MESSAGE, LOST_CLASS, MAX_IMMEDIATE_DELAY, MAX_INTERRUPTIONS, MAX_LOSSES, MAX_RECOVERY_BATCH, RowEnd,
-        SHUTDOWN_MESSAGE, WRITE_PROGRESS, check_river_version, lose_deleted, loss_delays, millis, record_id,
+        CRASH_MESSAGE, LOST_CLASS, MAX_IMMEDIATE_DELAY, MAX_INTERRUPTIONS, MAX_LOSSES, MAX_RECOVERY_BATCH,
+        RIVER_VERSION, RowEnd, SHUTDOWN_MESSAGE, WRITE_PROGRESS, check_river_version, lose_deleted, loss_delays,
+        millis, record_id,
     },
 };
 use crate::{
@@ -37,7 +38,7 @@ use riverqueue::{
     migrate::SqliteMigrator,
     sqlx::{
         self, Row, SqliteConnection,
-        sqlite::{Sqlite as SqliteDriver, SqlitePoolOptions, SqliteSynchronous},
+        sqlite::{Sqlite as SqliteDriver, SqlitePool, SqlitePoolOptions, SqliteSynchronous},
     },
 };
 
@@ -49,9 +50,6 @@ pub(in crate::jobs) struct SqliteJobs {
     /// Path of the file, once the queue has started.
     path: Mutex<Option<PathBuf>>,
 }
-
-/// Maximum number of connections of the River client.
-const MAX_CONNECTIONS: u32 = 4;
 
 impl SqliteJobs {
     pub(super) fn new(sqlite: Arc<Sqlite>) -> Self {
@@ -98,7 +96,15 @@ impl SqliteJobs {
     /// would never run.
     async fn check_file(&self, transaction: &mut SqliteConnection) -> Result<(), InsertError> {
         const FILE: &str = "SELECT file FROM pragma_database_list WHERE name = 'main'";
-        let found: String = sqlx::query_scalar(FILE).fetch_one(transaction).await.map_err(Error::Database)?;
+        // A temporary table hides the one of the file.
+        const HIDDEN: &str =
+            "SELECT name FROM temp.sqlite_master WHERE name IN ('river_job', 'tower_offload_task') LIMIT 1";
+        let found: String = sqlx::query_scalar(FILE).fetch_one(&mut *transaction).await.map_err(Error::Database)?;
+        let hidden: Option<String> =
+            sqlx::query_scalar(HIDDEN).fetch_optional(transaction).await.map_err(Error::Database)?;
+        if let Some(name) = hidden {
+            return Err(InsertError::Invalid(format!("the connection has a temporary table `{name}`: drop it")));
+        }
         let own = lock(&self.path).clone();
         match own {
             Some(own) if !is_same_file(&own, Path::new(&found)) => Err(InsertError::Invalid(format!(
@@ -117,21 +123,52 @@ impl SqliteJobs {
     ) -> Result<Client, StoreError> {
         let path = self.sqlite.lock_writer().await?.path.clone();
         *lock(&self.path) = Some(path.clone());
-        // A power failure may lose River's last changes. Then a job runs again, but no job is lost:
-        // the store inserts jobs, and it syncs each commit.
-        let options = write_options(&path).synchronous(SqliteSynchronous::Normal);
-        let pool = SqlitePoolOptions::new().max_connections(MAX_CONNECTIONS).idle_timeout(None).max_lifetime(None);
-        let pool = pool.connect_with(options).await.map_err(store_error)?;
-        SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
-        self.install().await?;
+        let pool = connect(&path, self.sqlite.job_connections).await?;
+        self.migrate(&pool).await?;
         self.recover(None, environment).await?;
         build(Client::builder(pool)).map_err(river_error)
     }
 
+    /// Migrates the schema with a connection of its own.
+    pub(super) async fn migrate_alone(&self) -> Result<(), StoreError> {
+        let path = self.sqlite.lock_writer().await?.path.clone();
+        let pool = connect(&path, 1).await?;
+        let migrated = self.migrate(&pool).await;
+        pool.close().await;
+        migrated
+    }
+
+    /// Migrates River's tables and installs the triggers.
+    async fn migrate(&self, pool: &SqlitePool) -> Result<(), StoreError> {
+        if !self.sqlite.migrates {
+            return self.check_installed().await;
+        }
+        SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(StoreError::other)?;
+        self.install().await
+    }
+
+    /// Returns an error if something is missing.
+    async fn check_installed(&self) -> Result<(), StoreError> {
+        const HAS_RIVER: &str = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'river_migration')";
+        let read = self.read(async |connection| {
+            let version: i64 = match sqlx::query_scalar(HAS_RIVER).fetch_one(&mut *connection).await? {
+                true => sqlx::query_scalar(VERSION).fetch_one(&mut *connection).await?,
+                false => 0,
+            };
+            let installed: Vec<String> = sqlx::query_scalar(INSTALLED).fetch_all(connection).await?;
+            Ok((version, installed))
+        });
+        let (version, installed) = read.await?;
+        if version >= RIVER_VERSION && is_current(&installed) {
+            return check_river_version(version);
+        }
+        Err(StoreError::other(format!(
+            "River's tables have version {version} of {RIVER_VERSION}, or the triggers on `river_job` are not those of this \
+             version: start the job queue once without `migrate(false)`"
+        )))
+    }
+
     async fn install(&self) -> Result<(), StoreError> {
-        const VERSION: &str = "SELECT coalesce(max(version), 0) FROM river_migration WHERE line = 'main'";
-        const INSTALLED: &str = "
-SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name IN ('river_job', 'tower_offload_sequence') AND name LIKE 'tower\\_offload\\_%' ESCAPE '\\'";
         let installed = self.transaction(async |transaction| {
             let version: i64 = sqlx::query_scalar(VERSION).fetch_one(&mut **transaction).await?;
             let supported = check_river_version(version);
@@ -243,6 +280,7 @@ SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name IN ('river_job
         loop {
             let recovered = self.change(async |connection| recover_batch(connection, &delays).await).await?;
             events::recovered(&environment.counters, &recovered);
+            environment.ended.send_recovered(&recovered);
             if recovered.len() < MAX_RECOVERY_BATCH {
                 return Ok(());
             }
@@ -305,7 +343,19 @@ SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name IN ('river_job
     }
 }
 
+const VERSION: &str = "SELECT coalesce(max(version), 0) FROM river_migration WHERE line = 'main'";
+const INSTALLED: &str = "
+SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name IN ('river_job', 'tower_offload_sequence') AND name LIKE 'tower\\_offload\\_%' ESCAPE '\\'";
 const TRIGGERS: &str = concat!(include_str!("sqlite.sql"), include_str!("sqlite_sequences.sql"));
+
+/// Returns a pool of connections that write.
+async fn connect(path: &Path, connections: u32) -> Result<SqlitePool, StoreError> {
+    // A power failure may lose River's last changes. Then a job runs again, but no job is lost: the
+    // store inserts jobs, and it syncs each commit.
+    let options = write_options(path).synchronous(SqliteSynchronous::Normal);
+    let pool = SqlitePoolOptions::new().max_connections(connections).idle_timeout(None).max_lifetime(None);
+    pool.connect_with(options).await.map_err(store_error)
+}
 
 /// Returns `true` if these are the triggers of this version. The schema table has the text with
 /// which they were created.

@@ -26,7 +26,6 @@ use crate::{
         insert::Prepared,
         queue::Queue,
     },
-    metrics,
     panic::{catch_unwind, drop_payload},
 };
 
@@ -106,7 +105,7 @@ impl ScheduledJob {
         let advance = Advance { name: &self.name, from: state.last_tick, to: due.last.as_millisecond(), jobs: &jobs };
         if database.advance_schedule(&client.river, &advance).await? {
             for job in jobs {
-                metrics::count_job("offload_jobs_enqueued_total", &job.record.name);
+                queue.environment.counters.enqueued(&job.record.name, &job.queue);
                 queue.wake(&job.queue);
             }
         }

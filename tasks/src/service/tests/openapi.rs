@@ -5,7 +5,11 @@ use tower::ServiceExt;
 use super::controlled::{Controlled, get, request};
 use crate::{
     OperationError, StoreError, TaskId,
-    service::{Access, openapi::document, routes::ROUTES},
+    service::{
+        Access,
+        openapi::{document, part},
+        routes::ROUTES,
+    },
 };
 
 #[tokio::test]
@@ -38,6 +42,45 @@ fn collect(value: &serde_json::Value, references: &mut Vec<String>) {
 
 const RESCHEDULE: &str = r#"{"due_at":"2026-03-01T12:30:00Z"}"#;
 const BULK: &str = r#"{"action":"retry","filter":{}}"#;
+/// The document of an application, with a schema and an operation of names that this crate uses.
+const APPLICATION: &str = r##"{
+    "openapi": "3.1.0", "info": {"title": "Shop", "version": "1"},
+    "paths": {"/": {"get": {"operationId": "list", "responses": {"200": {"description": "Orders.", "content": {
+        "application/json": {"schema": {"$ref": "#/components/schemas/Status"}}}}}}}},
+    "components": {"schemas": {"Status": {"type": "string"}}}
+}"##;
+
+#[test]
+fn part_is_merged_into_the_document_of_an_application() {
+    let mut merged: utoipa::openapi::OpenApi = serde_json::from_str(APPLICATION).unwrap();
+    merged.merge(serde_json::from_value(part("/api/tasks")).unwrap());
+    let merged = serde_json::to_value(merged).unwrap();
+    assert_eq!((&merged["info"]["title"], &merged["servers"]), (&"Shop".into(), &serde_json::Value::Null));
+    assert_eq!(merged["components"]["schemas"]["Status"]["type"], "string", "that of the application");
+    assert_eq!(merged["paths"]["/"]["get"]["operationId"], "list");
+    for route in ROUTES {
+        let path = if route.path == "/" { "/api/tasks".to_owned() } else { format!("/api/tasks{}", route.path) };
+        let operation = &merged["paths"][path][route.method.as_str().to_lowercase()];
+        assert_eq!(operation["tags"], serde_json::json!(["tasks"]), "{}", route.path);
+        assert!(operation["operationId"].as_str().unwrap().starts_with("tasks_"));
+    }
+    let mut references = Vec::new();
+    collect(&merged, &mut references);
+    assert!(references.len() > 10);
+    for reference in references {
+        assert!(merged.pointer(reference.strip_prefix('#').unwrap()).is_some(), "{reference}");
+    }
+}
+
+#[test]
+fn paths_below_a_url_name_their_server() {
+    let below = part("https://tasks.example/v1");
+    assert_eq!(below["paths"]["/v1/{id}"]["servers"], serde_json::json!([{"url": "https://tasks.example"}]));
+    assert!(below["paths"]["/v1"]["get"].is_object());
+    assert_eq!(part("https://tasks.example")["paths"]["/"]["servers"], below["paths"]["/v1"]["servers"]);
+    let root = part("");
+    assert!(root["paths"]["/"]["get"].is_object() && root["paths"]["/{id}"]["servers"].is_null());
+}
 
 /// Provokes every documented response, and no other.
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Stores in a SQL database.
 
+mod builder;
 mod error;
 mod list;
 mod migration;
@@ -17,6 +18,8 @@ use std::{
     time::Duration,
 };
 
+pub use self::builder::SqlStoreBuilder;
+use self::builder::{Settings, Source};
 pub(crate) use self::error::store_error;
 #[cfg(feature = "postgres")]
 use self::postgres::Postgres;
@@ -49,7 +52,8 @@ use crate::{
 /// depends on its setting `synchronous_commit`.
 ///
 /// [`open`](Self::open) creates and migrates the tables. Their names begin with `tower_offload_`,
-/// so the database can have other tables too. NUL characters, which Postgres does not store, become
+/// so the database can have other tables too. [`builder`](Self::builder) has options: a pool or
+/// connect options of the application, a schema, the numbers of connections, and no migrations. NUL characters, which Postgres does not store, become
 /// U+FFFD. Connections, rights and the removal of the tables are described in `DATABASES.md` of
 /// this package.
 ///
@@ -79,6 +83,24 @@ pub struct SqlStore {
     pub(crate) engine: Engine,
     /// Set by the job queue that uses the same database. There is at most one.
     pub(crate) queue_hook: Arc<Mutex<Option<Weak<dyn QueueHook>>>>,
+}
+
+/// Returns a script that creates the Postgres tables of tasks, or migrates them from any earlier
+/// version, in this schema or in the first one of the session's `search_path`.
+///
+/// Run it with `psql -v ON_ERROR_STOP=1`, as the role that owns the tables, before the first
+/// process of a new version starts with [`migrate(false)`](SqlStoreBuilder::migrate). Running it
+/// again has no effect. For jobs use [`jobs::migration_sql`](crate::jobs::migration_sql), which
+/// includes it.
+///
+/// # Errors
+///
+/// Returns an error if the name of the schema is [not valid](SqlStoreBuilder::schema).
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+#[cfg_attr(not(feature = "river"), allow(rustdoc::broken_intra_doc_links, reason = "the module needs a feature"))]
+pub fn migration_sql(schema: Option<&str>) -> Result<String, StoreError> {
+    Ok(postgres::migrate::migration_sql(&postgres::schema_name::Schema::new(schema)?))
 }
 
 /// The database of a [`SqlStore`]. Job queues use it directly.
@@ -113,7 +135,7 @@ impl SqlStore {
     ///
     /// The future panics outside a Tokio runtime.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
-        Self::open_with_lease(url, DEFAULT_LEASE).await
+        Self::builder(url).open().await
     }
 
     /// Opens the database like [`open`](Self::open), with this duration of leases. Default: 15 s.
@@ -132,10 +154,7 @@ impl SqlStore {
     ///
     /// Like [`open`](Self::open).
     pub async fn open_with_lease(url: &str, lease: Duration) -> Result<Self, StoreError> {
-        if lease.is_zero() {
-            return Err(StoreError::other("the lease is zero: every process would be judged at once, use seconds"));
-        }
-        Ok(Self { engine: Engine::open(url, lease).await?, queue_hook: Arc::default() })
+        Self::builder(url).lease(lease).open().await
     }
 
     /// Returns the job queue of this process that uses the database.
@@ -169,20 +188,28 @@ const DEFAULT_LEASE: Duration = Duration::from_secs(15);
 const MAX_SCHEME_BYTES: usize = 50;
 
 impl Engine {
-    async fn open(url: &str, lease: Duration) -> Result<Self, StoreError> {
+    async fn open(source: Source, settings: Settings) -> Result<Self, StoreError> {
+        let url = match source {
+            Source::Url(url) => url,
+            #[cfg(feature = "postgres")]
+            source => return Ok(Self::Postgres(Arc::new(Postgres::open(source, settings).await?))),
+        };
         #[cfg(feature = "sqlite")]
         if let Some(path) = url.strip_prefix("sqlite:") {
+            if settings.schema.is_some() {
+                return Err(StoreError::other("SQLite has no schemas: remove `schema`, or use Postgres"));
+            }
             let path = path.strip_prefix("//").unwrap_or(path);
             let (path, parameters) = path.split_once('?').unwrap_or((path, ""));
             let create = sqlite::creates_file(parameters)?;
-            return Ok(Self::Sqlite(Arc::new(Sqlite::open(path.as_ref(), create).await?)));
+            return Ok(Self::Sqlite(Arc::new(Sqlite::open(path.as_ref(), create, &settings).await?)));
         }
         #[cfg(feature = "postgres")]
         if url.starts_with("postgres:") || url.starts_with("postgresql:") {
-            return Ok(Self::Postgres(Arc::new(Postgres::open(url, lease).await?)));
+            return Ok(Self::Postgres(Arc::new(Postgres::open(Source::Url(url), settings).await?)));
         }
-        let _ = lease; // used by Postgres only
-        Err(StoreError::other(unsupported(url)))
+        let _ = settings; // used by the databases
+        Err(StoreError::other(unsupported(&url)))
     }
 
     fn store(&self) -> &dyn TaskStore {

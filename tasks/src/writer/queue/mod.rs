@@ -146,6 +146,8 @@ const MAX_BATCH_COST: usize = 512 * RECORD_COST;
 /// Cost of a record in addition to its bytes: its row, its index entries and the log of both.
 const RECORD_COST: usize = 2048;
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
+/// Time by which an update may be written before it is due, to share the batch of others.
+pub(super) const SHARE_DELAY: Duration = Duration::from_millis(2);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
 impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
@@ -205,8 +207,8 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
         Some(self.outage.as_ref().map_or(at, |outage| outage.until.max(at)))
     }
 
-    /// Takes the batch that is due. Each lane is taken in the order in which its records became
-    /// due.
+    /// Takes the batch that is due, with the records that are due within [`SHARE_DELAY`]. Each lane
+    /// is taken in the order in which its records become due.
     ///
     /// A suspect is taken alone. A task that became final before its first write is removed
     /// instead: its caller left, and no other party knows its id.
@@ -214,11 +216,12 @@ impl<K: Copy + Ord + Hash, T: Clone> WriteQueue<K, T> {
         if self.next_due().is_none_or(|due| due > now) {
             return Vec::new();
         }
+        let until = now + SHARE_DELAY;
         let mut shares = Shares::new(self.next_lane);
         self.next_lane = self.next_lane.other();
         let mut taken = Vec::new();
         while let Some(lane) = shares.next() {
-            let Some(id) = self.schedule.first_due(lane, now) else {
+            let Some(id) = self.schedule.first_due(lane, until) else {
                 shares.end(lane);
                 continue;
             };

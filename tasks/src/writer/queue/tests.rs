@@ -6,7 +6,7 @@ use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Duration};
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-use super::{Effect, RECORD_COST, Snapshot, Stage, Write, WriteQueue};
+use super::{Effect, RECORD_COST, SHARE_DELAY, Snapshot, Stage, Write, WriteQueue};
 use crate::store::{StoreError, Written};
 
 #[derive(Debug, Clone, Copy)]
@@ -325,6 +325,23 @@ fn accept_that_is_fenced_twice_is_rejected() {
     let effects = fence();
     assert!(matches!(&effects[..], [Effect::Rejected("task", error)] if error.is_unavailable()));
     assert!(queue.is_empty());
+}
+
+#[test]
+fn update_that_is_due_soon_shares_the_batch_of_an_accept() {
+    let (mut queue, now) = (WriteQueue::new(), Instant::now());
+    let snapshot = |_: &()| Snapshot { record: (), is_final: true, bytes: 0 };
+    let accepting = |_: &()| Snapshot { record: (), is_final: false, bytes: 0 };
+    queue.accept(1, (), now).unwrap();
+    assert_eq!(queue.take(now, accepting).len(), 1);
+    queue.settle(&[Written::Done], now);
+    queue.schedule(1, now + SHARE_DELAY);
+    assert!(queue.take(now, snapshot).is_empty(), "nothing is due");
+    queue.accept(2, (), now).unwrap();
+    assert!(matches!(queue.take(now, accepting)[..], [Write::Update(()), Write::Accept(())]));
+    queue.settle(&[Written::Done, Written::Done], now);
+    queue.schedule(2, now + SHARE_DELAY);
+    assert_eq!(queue.take(now + SHARE_DELAY, snapshot).len(), 1, "without an accept it is written when it is due");
 }
 
 /// Callers do not wait for a store that has just failed.

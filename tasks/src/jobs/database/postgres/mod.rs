@@ -1,4 +1,4 @@
-mod install;
+pub(in crate::jobs) mod install;
 mod recover;
 
 use std::{sync::Arc, time::Duration};
@@ -36,6 +36,7 @@ use crate::{
             columns::{bind, input},
             connection::{Role, TransactionError, is_conflict},
             lease::renew_lease,
+            schema_name::Schema,
         },
         row::{columns, read_columns, record},
         store_error,
@@ -52,27 +53,44 @@ pub(in crate::jobs) struct PostgresJobs {
     tables: Mutex<Option<Tables>>,
 }
 
-/// Identifies the tables that a connection finds in its search path.
+/// Identifies the tables that a connection finds in the schema of the store, or in its search path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Tables {
     database: String,
     jobs: Option<i64>,
     records: Option<i64>,
+    /// Differs between servers, but not between a primary and its standbys. Without it, the tables
+    /// of two servers could look alike, since each numbers them from the same number. `None` if the
+    /// role may not read it.
+    system: Option<i64>,
 }
 
+/// Of the tables `$1` and `$2`. The last column is the search path.
 const TABLES: &str = "
-SELECT current_database()::text, to_regclass('river_job')::oid::bigint, to_regclass('tower_offload_task')::oid::bigint";
+SELECT current_database()::text, to_regclass($1)::oid::bigint, to_regclass($2)::oid::bigint,
+    CASE WHEN has_function_privilege('pg_control_system()', 'EXECUTE') THEN (SELECT system_identifier FROM pg_control_system()) END,
+    current_setting('search_path')";
 
 impl Tables {
-    async fn of(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
-        let row = sqlx::query(TABLES).fetch_one(connection).await?;
-        Ok(Self { database: row.try_get(0)?, jobs: row.try_get(1)?, records: row.try_get(2)? })
+    /// Returns the tables that the connection finds, and its search path.
+    async fn of(connection: &mut PgConnection, schema: &Schema) -> Result<(Self, String), sqlx::Error> {
+        let tables = sqlx::query(TABLES).bind(schema.qualify("river_job")).bind(schema.qualify("tower_offload_task"));
+        let row = tables.fetch_one(connection).await?;
+        let (database, jobs, records) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        Ok((Self { database, jobs, records, system: row.try_get(3)? }, row.try_get(4)?))
+    }
+
+    /// Returns `true` if these are the same tables. A role that may not read the identifier of the
+    /// server does not differ by it.
+    fn is(&self, other: &Self) -> bool {
+        let is_one_server = match (self.system, other.system) {
+            (Some(own), Some(other)) => own == other,
+            _ => true,
+        };
+        let tables = |tables: &Self| (tables.database.clone(), tables.jobs, tables.records);
+        is_one_server && tables(self) == tables(other)
     }
 }
-
-/// Maximum number of connections of a River client: for claims and completions. Records are written
-/// by the connections of the store.
-const MAX_CONNECTIONS: u32 = 4;
 
 impl PostgresJobs {
     pub(super) fn new(postgres: Arc<Postgres>) -> Self {
@@ -102,29 +120,53 @@ impl PostgresJobs {
     }
 
     /// Returns an error if the transaction of an application finds other tables than this queue. A
-    /// job in these would never run.
-    async fn check_tables(&self, transaction: &mut PgTransaction<'_>) -> Result<(), InsertError> {
-        let found = Tables::of(transaction).await.map_err(Error::Database)?;
+    /// job in these would never run. Otherwise returns its search path.
+    async fn check_tables(&self, transaction: &mut PgTransaction<'_>) -> Result<String, InsertError> {
+        let schema = self.postgres.connections.schema();
+        let (found, path) = Tables::of(transaction, schema).await.map_err(Error::Database)?;
         let known = lock(&self.tables).clone();
-        if known.as_ref() == Some(&found) {
-            return Ok(());
+        if known.is_some_and(|known| known.is(&found)) {
+            return Ok(path);
         }
-        let own = self.read(async |connection| Tables::of(connection).await).await?;
+        let (own, _) = self.read(async |connection| Tables::of(connection, schema).await).await?;
         *lock(&self.tables) = Some(own.clone());
-        if own == found {
-            return Ok(());
+        if own.is(&found) {
+            return Ok(path);
         }
-        let Tables { database, jobs, .. } = found;
-        let message = if database == own.database {
+        let Tables { database, jobs, .. } = &found;
+        let message = if *database != own.database {
+            format!("the transaction belongs to database {database:?}, the task store to {:?}", own.database)
+        } else if found.system.is_some() && own.system.is_some() && found.system != own.system {
+            format!("the transaction belongs to another server than the task store, with a database {database:?}, too")
+        } else {
             let which = if jobs.is_some() { "another" } else { "no" };
             format!(
                 "the search path of the transaction finds {which} `river_job`: use the search path of the connections \
-                 of the task store"
+                 of the task store, or name the schema with `SqlStoreBuilder::schema`"
             )
-        } else {
-            format!("the transaction belongs to database {database:?}, the task store to {:?}", own.database)
         };
         Err(InsertError::Invalid(message))
+    }
+
+    /// Inserts jobs in the transaction of an application. If the schema is named, the transaction
+    /// uses it meanwhile. An error leaves it so, and the application rolls back.
+    async fn insert_in(
+        &self,
+        transaction: &mut PgTransaction<'_>,
+        client: &Client,
+        jobs: &[&Prepared],
+    ) -> Result<Vec<Inserted>, InsertError> {
+        let path = self.check_tables(transaction).await?;
+        if jobs.iter().any(|job| !job.keys.is_empty()) {
+            check_isolation(transaction).await?;
+        }
+        let Some(schema) = self.postgres.connections.schema().quoted() else {
+            return Ok(insert(transaction, client, jobs).await?);
+        };
+        set_search_path(transaction, &schema).await.map_err(Error::Database)?;
+        let inserted = insert(transaction, client, jobs).await?;
+        set_search_path(transaction, &path).await.map_err(Error::Database)?;
+        Ok(inserted)
     }
 
     /// Returns `true` if a lock was not granted in time.
@@ -140,13 +182,23 @@ impl PostgresJobs {
     ) -> Result<Client, StoreError> {
         // Identifies the client of a connection for the fence trigger.
         let prepare = format!("SET tower_offload.client = '{client}'");
-        let pool = self.postgres.connections.pool(MAX_CONNECTIONS, &prepare);
+        // For claims and completions. Records are written by the connections of the store.
+        let connections = &self.postgres.connections;
+        let pool = connections.pool(connections.job_connections, &prepare);
         let migrated = self.migrate(&pool).await;
         let built = migrated.and_then(|()| build(Client::builder(pool.clone())).map_err(river_error));
         if built.is_err() {
             pool.close().await; // otherwise the store holds it
         }
         built
+    }
+
+    /// Migrates the schema with a connection of its own.
+    pub(super) async fn migrate_alone(&self) -> Result<(), StoreError> {
+        let pool = self.postgres.connections.pool(1, "");
+        let migrated = self.migrate(&pool).await;
+        pool.close().await;
+        migrated
     }
 
     pub(super) async fn insert(
@@ -349,14 +401,11 @@ impl sealed::Sealed for PgTransaction<'_> {
         jobs: &'a [&'a Prepared],
     ) -> sealed::Insertion<'a> {
         Box::pin(async move {
-            #[allow(irrefutable_let_patterns, reason = "another kind exists with another feature")]
-            if let Database::Postgres(jobs) = database {
-                jobs.check_tables(self).await?;
+            match database {
+                Database::Postgres(database) => database.insert_in(self, client, jobs).await,
+                #[cfg(feature = "sqlite")]
+                Database::Sqlite(_) => Ok(insert(self, client, jobs).await?), // River refuses it
             }
-            if jobs.iter().any(|job| !job.keys.is_empty()) {
-                check_isolation(self).await?;
-            }
-            Ok(insert(self, client, jobs).await?)
         })
     }
 }
@@ -374,6 +423,11 @@ async fn check_isolation(transaction: &mut PgTransaction<'_>) -> Result<(), Inse
          `BEGIN ISOLATION LEVEL READ COMMITTED`",
         level.to_uppercase()
     )))
+}
+
+/// Sets the search path until the end of the transaction.
+async fn set_search_path(connection: &mut PgConnection, path: &str) -> Result<(), sqlx::Error> {
+    sqlx::query("SELECT set_config('search_path', $1, true)").bind(path).execute(connection).await.map(drop)
 }
 
 insert_jobs!(PgTransaction<'_>, has_server_clock: true);
@@ -516,3 +570,21 @@ WHERE NOT EXISTS (SELECT 1 FROM river_job AS job WHERE job.kind = waiting.kind A
         AND (job.state = 'running' OR job.attempted_at > now() - interval '1 minute'))
     AND NOT EXISTS (SELECT 1 FROM river_queue WHERE name = waiting.queue AND paused_at IS NOT NULL)
 ORDER BY waiting.jobs DESC LIMIT 20";
+
+#[cfg(test)]
+mod tests {
+    use super::Tables;
+
+    #[test]
+    fn tables_of_another_server_differ_although_their_numbers_are_the_same() {
+        let own = Tables { database: "app".into(), jobs: Some(1), records: Some(2), system: Some(7) };
+        assert!(own.is(&own) && own.is(&Tables { system: None, ..own.clone() }), "a role may not read the identifier");
+        let others = [
+            Tables { system: Some(8), ..own.clone() },
+            Tables { database: "other".into(), ..own.clone() },
+            Tables { jobs: None, ..own.clone() },
+            Tables { records: Some(3), ..own.clone() },
+        ];
+        assert!(others.iter().all(|other| !own.is(other)));
+    }
+}

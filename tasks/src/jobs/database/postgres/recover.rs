@@ -37,6 +37,7 @@ impl PostgresJobs {
             let recovered = self.transaction(async |transaction| recover_batch(transaction, &delays).await);
             let recovered = recovered.await?.map_err(store_error)?;
             events::recovered(&environment.counters, &recovered);
+            environment.ended.send_recovered(&recovered);
             if recovered.len() < MAX_RECOVERY_BATCH {
                 return Ok(());
             }

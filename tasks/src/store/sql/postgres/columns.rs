@@ -33,8 +33,16 @@ fn column<'a, T>(rows: &'a [Values<'a>], value: impl Fn(&'a Values<'a>) -> T) ->
     rows.iter().map(value).collect()
 }
 
-/// The arrays of [`bind`], which are the parameters from `$2` on, as a table.
+/// The arrays of [`bind`], which are the parameters from `$2` on, as a table. With `second`, the
+/// arrays of a second call of it, from `$20` on.
 macro_rules! input {
+    (second) => {
+        concat!(
+            "unnest($20::bytea[], $21::text[], $22::text[], $23::bigint[], $24::bigint[], $25::bigint[], $26::double precision[], $27::text[], $28::bigint[], $29::bigint[], $30::bigint[], $31::bigint[], $32::bigint[], $33::text[], $34::text[], $35::text[], $36::text[], $37::text[]) AS input(",
+            columns!(),
+            ")"
+        )
+    };
     () => {
         concat!(
             "unnest($2::bytea[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::double precision[], $9::text[], \

@@ -1,15 +1,22 @@
 use std::{sync::Arc, time::Duration};
 
-use sqlx::{Connection as _, PgConnection, Transaction, postgres::PgPool};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Transaction, postgres::PgPool};
 use tokio::time::timeout;
 
 use super::{
     pool::{Lent, Limits, RolePool},
+    schema_name::Schema,
     server::Servers,
     session::check,
     url::Target,
 };
-use crate::{StoreError, store::sql::error::store_error_at};
+use crate::{
+    StoreError,
+    store::sql::{
+        builder::{Settings, Source},
+        error::store_error_at,
+    },
+};
 
 /// The connections to the server, by what they are used for.
 ///
@@ -22,6 +29,9 @@ pub(crate) struct Connections {
     write: RolePool,
     maintenance: RolePool,
     read: RolePool,
+    /// Maximum number of connections of a pool for a job queue.
+    #[cfg_attr(not(feature = "river"), allow(dead_code, reason = "for job queues"))]
+    pub(crate) job_connections: u32,
 }
 
 /// The purpose of a connection.
@@ -48,21 +58,36 @@ const MAX_WAITING_READS: usize = 512;
 const UNLIMITED: usize = usize::MAX;
 /// Number of attempts at a transaction that the server rolls back because of a conflict.
 const MAX_ATTEMPTS: usize = 3;
+/// Readers do not wait for each other up to thousands of reads per second.
+const READ_CONNECTIONS: u32 = 3;
+/// A sweep, a recovery, and the inserts of jobs.
+const MAINTENANCE_CONNECTIONS: u32 = 3;
+/// Claims, ends and notifications.
+const JOB_CONNECTIONS: u32 = 4;
 
 impl Connections {
     /// Connects, and refuses a server or a database that cannot be used.
-    pub(super) async fn open(url: &str, lease: Duration) -> Result<Self, StoreError> {
-        let servers = Arc::new(Servers::new(Target::parse(url).map_err(StoreError::other)?));
-        let pool = |purpose, connections, waiting, response_timeout| {
+    pub(super) async fn open(source: Source, settings: &Settings, lease: Duration) -> Result<Self, StoreError> {
+        let target = match source {
+            Source::Url(url) => Target::parse(&url).map_err(StoreError::other)?,
+            Source::Options(options) => Target::of_options(*options),
+            Source::Pool(pool) => Target::of_pool(pool),
+        };
+        let servers = Arc::new(Servers::new(target, Schema::new(settings.schema.as_deref())?));
+        let pool = |purpose, connections: u32, waiting, response_timeout| {
+            let connections = connections as usize;
             RolePool::new(servers.clone(), Limits { purpose, connections, waiting, response_timeout })
         };
+        let reads = settings.read_connections.unwrap_or(READ_CONNECTIONS);
+        let maintenance = settings.maintenance_connections.unwrap_or(MAINTENANCE_CONNECTIONS);
         // Leaves time for another attempt on another connection before the lease expires.
         let lease_timeout = (lease / super::RENEWALS).clamp(MIN_LEASE_TIMEOUT, RESPONSE_TIMEOUT);
         let connections = Self {
             lease: pool("leases", 1, UNLIMITED, lease_timeout),
             write: pool("writes", 1, UNLIMITED, RESPONSE_TIMEOUT),
-            maintenance: pool("maintenance", 3, UNLIMITED, RESPONSE_TIMEOUT),
-            read: pool("reads", 3, MAX_WAITING_READS, RESPONSE_TIMEOUT),
+            maintenance: pool("maintenance", maintenance, UNLIMITED, RESPONSE_TIMEOUT),
+            read: pool("reads", reads, MAX_WAITING_READS, RESPONSE_TIMEOUT),
+            job_connections: settings.job_connections.unwrap_or(JOB_CONNECTIONS),
             servers,
         };
         let connect = async |pool: &RolePool| pool.limits.connect(&connections.servers).await;
@@ -82,9 +107,20 @@ impl Connections {
         role: Role,
         change: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
     ) -> Result<T, StoreError> {
+        self.transaction_after("", role, change).await
+    }
+
+    /// Executes `change` in a transaction like [`transaction`](Self::transaction). `first` is sent
+    /// together with `BEGIN`.
+    pub(super) async fn transaction_after<T>(
+        &self,
+        first: &str,
+        role: Role,
+        change: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error> + Clone,
+    ) -> Result<T, StoreError> {
         for _ in 1..MAX_ATTEMPTS {
             let change = change.clone();
-            let (server, done) = self.run(role, async |transaction| change(&mut **transaction).await).await?;
+            let (server, done) = self.run(first, role, async |transaction| change(&mut **transaction).await).await?;
             match done {
                 Err(error) if is_conflict(&error) => {
                     #[cfg(feature = "tracing")]
@@ -93,7 +129,7 @@ impl Connections {
                 done => return done.map_err(|error| store_error_at(&server, error)),
             }
         }
-        let (server, done) = self.run(role, async |transaction| change(&mut **transaction).await).await?;
+        let (server, done) = self.run(first, role, async |transaction| change(&mut **transaction).await).await?;
         done.map_err(|error| store_error_at(&server, error))
     }
 
@@ -104,12 +140,13 @@ impl Connections {
         role: Role,
         change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Postgres>) -> Result<T, E>,
     ) -> Result<Result<T, E>, StoreError> {
-        Ok(self.run(role, change).await?.1)
+        Ok(self.run("", role, change).await?.1)
     }
 
     /// Executes `change` in a transaction. Returns the name of the server as well.
     async fn run<T, E: TransactionError>(
         &self,
+        first: &str,
         role: Role,
         change: impl AsyncFnOnce(&mut Transaction<'_, sqlx::Postgres>) -> Result<T, E>,
     ) -> Result<(Arc<str>, Result<T, E>), StoreError> {
@@ -118,8 +155,10 @@ impl Connections {
         let server = lent.server();
         lent.begins_transaction();
         let connection = lent.connection()?;
+        let mut has_begun = false;
         let work = async {
-            let mut transaction = connection.begin().await?;
+            let mut transaction = connection.begin_with(AssertSqlSafe(format!("BEGIN; {first}"))).await?;
+            has_begun = true;
             match change(&mut transaction).await {
                 Ok(value) => transaction.commit().await.map(|()| value).map_err(E::from),
                 Err(error) => {
@@ -129,6 +168,9 @@ impl Connections {
             }
         };
         let done = timeout(pool.limits.response_timeout, work).await;
+        if !has_begun {
+            lent.must_close(); // sqlx would not roll back a transaction in which `first` has failed
+        }
         let done = finish(lent, done, E::database, pool.limits.response_timeout)?;
         Ok((server, done))
     }
@@ -155,6 +197,11 @@ impl Connections {
     #[cfg_attr(not(feature = "river"), allow(dead_code, reason = "for job queues"))]
     pub(crate) fn pool(&self, max_connections: u32, prepare: &str) -> PgPool {
         self.servers.pool(max_connections, prepare)
+    }
+
+    /// Returns the schema of all tables.
+    pub(crate) fn schema(&self) -> &Schema {
+        self.servers.schema()
     }
 
     pub(super) async fn close(&self) {

@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{
     connection::{Connections, RESPONSE_TIMEOUT, Role, no_response},
     schema::{CREATE_MIGRATION, STEPS},
+    schema_name::Schema,
 };
 use crate::{
     StoreError, Timestamp,
@@ -23,13 +24,31 @@ impl Connections {
     /// Creates the tables, or migrates the tables of an earlier version.
     ///
     /// If they are of this version, no lock is taken and no right but `SELECT` is needed.
-    pub(super) async fn migrate(&self) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    ///
+    /// If the schema is to be changed and `may_migrate` is `false`, the error names what is missing.
+    pub(super) async fn migrate(&self, may_migrate: bool) -> Result<(), StoreError> {
         let version = self.transaction(Role::Write, async |connection| version(connection).await).await?;
         if missing_steps(STEPS, version)?.next().is_none() {
             return Ok(());
         }
-        self.with_migration_lock(LOCK, async { self.migration(async |connection| migrate(connection).await).await? })
-            .await
+        if !may_migrate {
+            let of = self.schema().name().map_or_else(String::new, |name| format!(" of the schema {name:?}"));
+            let steps = STEPS.len();
+            return Err(not_migrated(&[format!(
+                "the tables `tower_offload_..`{of} have version {version} of {steps}"
+            )]));
+        }
+        let schema = self.schema();
+        self.with_migration_lock(LOCK, async {
+            self.migration(async |connection| {
+                create_schema(connection, schema).await?;
+                migrate(connection).await
+            })
+            .await?
+        })
+        .await
     }
 
     /// Runs `work`, which migrates a schema, while no other process does so. `key` identifies the
@@ -141,6 +160,50 @@ WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_datab
         "process {pid} of the server, for {name:?} at {address}, which is {state}: wait for it, or end it with `SELECT \
          pg_terminate_backend({pid})`"
     ))
+}
+
+/// Returns the error for a schema that is not up to date, and that this process may not change.
+pub(crate) fn not_migrated(missing: &[String]) -> StoreError {
+    StoreError::other(format!(
+        "{}: run the statements of `jobs::migration_sql`, or of `store::migration_sql` without jobs, as the owner of the \
+         tables, or remove `migrate(false)`",
+        missing.join(", and ")
+    ))
+}
+
+/// Creates the schema, for which the right to create schemas in the database is needed, if it does
+/// not exist.
+async fn create_schema(connection: &mut PgConnection, schema: &Schema) -> Result<(), sqlx::Error> {
+    let Some(create) = schema.create() else { return Ok(()) };
+    let exists = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = $1)");
+    if !exists.bind(schema.name()).fetch_one(&mut *connection).await? {
+        sqlx::raw_sql(AssertSqlSafe(create)).execute(connection).await?;
+    }
+    Ok(())
+}
+
+/// Returns a script that creates the tables, or migrates them from any earlier version.
+/// It has no effect on tables of this version.
+pub(crate) fn migration_sql(schema: &Schema) -> String {
+    let mut script = schema.create().map_or_else(String::new, |create| format!("{create};\n"));
+    script += &schema.set_search_path();
+    script += CREATE_MIGRATION;
+    script += ";\n";
+    for (version, step) in (1..).zip(STEPS) {
+        script += &migration_step(
+            &format!("NOT EXISTS (SELECT 1 FROM tower_offload_migration WHERE version >= {version})"),
+            &format!(
+                "{step}INSERT INTO tower_offload_migration (version, applied_at) VALUES \
+                 ({version}, (extract(epoch FROM clock_timestamp()) * 1000)::bigint);\n"
+            ),
+        );
+    }
+    script
+}
+
+/// Returns a statement that executes `step` if `condition` is true.
+pub(crate) fn migration_step(condition: &str, step: &str) -> String {
+    format!("DO $migration$ BEGIN IF {condition} THEN EXECUTE $step${step}$step$; END IF; END $migration$;\n")
 }
 
 /// Returns the version of the schema, which is 0 if there is none.

@@ -3,9 +3,10 @@
 pub(crate) mod columns;
 pub(crate) mod connection;
 pub(crate) mod lease;
-mod migrate;
+pub(crate) mod migrate;
 mod pool;
 mod schema;
+pub(crate) mod schema_name;
 mod server;
 mod session;
 mod sweep;
@@ -14,13 +15,13 @@ mod write;
 
 use std::time::Duration;
 
-use sqlx::Row;
+use sqlx::{PgConnection, Row};
 
 use self::{
     connection::{Connections, Role},
     lease::{BEGIN, END, RENEW, end_expired, lose_batch},
     sweep::sweep,
-    write::write,
+    write::{lock_writes, write},
 };
 use crate::{
     StoreError, TaskId, TaskStore, Timestamp,
@@ -28,6 +29,7 @@ use crate::{
     store::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Summary, Swept, Written,
         sql::{
+            builder::{Settings, Source},
             found_many,
             list::{Dialect, ListQuery, queries},
             listing,
@@ -42,6 +44,9 @@ pub(crate) struct Postgres {
     pub(crate) connections: Connections,
     /// Duration of leases, at least a millisecond and at most [`MAX_LEASE`].
     pub(crate) lease: Duration,
+    /// `false` if a job queue must not change the schema either.
+    #[cfg_attr(not(feature = "river"), allow(dead_code, reason = "for job queues"))]
+    pub(crate) migrates: bool,
 }
 
 const DIALECT: Dialect = Dialect { position: "strpos", collation: " COLLATE \"C\"" };
@@ -49,11 +54,11 @@ const DIALECT: Dialect = Dialect { position: "strpos", collation: " COLLATE \"C\
 const MAX_LEASE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Postgres {
-    pub(super) async fn open(url: &str, lease: Duration) -> Result<Self, StoreError> {
-        let lease = lease.clamp(Duration::from_millis(1), MAX_LEASE);
-        let connections = Connections::open(url, lease).await?;
-        connections.migrate().await?;
-        Ok(Self { connections, lease })
+    pub(super) async fn open(source: Source, settings: Settings) -> Result<Self, StoreError> {
+        let lease = settings.lease.clamp(Duration::from_millis(1), MAX_LEASE);
+        let connections = Connections::open(source, &settings, lease).await?;
+        connections.migrate(settings.migrate).await?;
+        Ok(Self { connections, lease, migrates: settings.migrate })
     }
 
     pub(super) async fn close(&self) -> Result<(), StoreError> {
@@ -125,7 +130,8 @@ impl TaskStore for Postgres {
 
     fn write<'a>(&'a self, epoch: Epoch, batch: &'a [Op]) -> StoreFuture<'a, Vec<Written>> {
         Box::pin(async move {
-            self.connections.transaction(Role::Write, async |connection| write(connection, epoch, batch).await).await
+            let change = async |connection: &mut PgConnection| write(connection, epoch, batch).await;
+            self.connections.transaction_after(&lock_writes(epoch), Role::Write, change).await
         })
     }
 

@@ -110,6 +110,7 @@ impl RolePool {
             pool: self,
             connected: None,
             is_in_transaction: false,
+            must_close: false,
             busy_until: None,
             _permit: self.permit().await?,
         };
@@ -222,6 +223,8 @@ pub(super) struct Lent<'a> {
     connected: Option<Connected>,
     /// `true` since before `BEGIN` was sent, until its transaction has ended.
     is_in_transaction: bool,
+    /// `true` if the connection is not used again.
+    must_close: bool,
     /// [`Idle::busy_until`] of a connection on which its owner executes no statement. `None` if it
     /// may execute one.
     busy_until: Option<Instant>,
@@ -268,6 +271,11 @@ impl Lent<'_> {
         self.is_in_transaction = true;
     }
 
+    /// Notes that the connection cannot be used again.
+    pub(super) fn must_close(&mut self) {
+        self.must_close = true;
+    }
+
     /// Returns the connection for the next caller.
     pub(super) fn release(mut self) {
         if let Some(connected) = self.connected.take() {
@@ -300,7 +308,7 @@ impl Lent<'_> {
             }
             None => {}
         }
-        if let Some(connected) = self.connected.take() {
+        if let Some(connected) = self.connected.take().filter(|_| !self.must_close) {
             self.pool.put(Idle { is_ready: false, ..Idle::ready(connected) });
         }
     }

@@ -17,7 +17,10 @@ use sqlx::{
 };
 use tokio::time::{Instant, timeout};
 
-use super::url::{Server, Target};
+use super::{
+    schema_name::Schema,
+    url::{Server, Target},
+};
 use crate::{
     StoreError,
     store::sql::error::store_error_at,
@@ -27,6 +30,8 @@ use crate::{
 /// The servers of one database: a primary, and possibly its standbys.
 pub(crate) struct Servers {
     servers: Vec<Server>,
+    /// The schema that each session uses.
+    schema: Schema,
     connect_timeout: Duration,
     /// Index of the server that a connection was last made to. The next search begins there.
     primary: AtomicUsize,
@@ -64,14 +69,19 @@ SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SHOW transaction_read_only";
 
 impl Servers {
-    pub(super) fn new(target: Target) -> Self {
+    pub(super) fn new(target: Target, schema: Schema) -> Self {
         Self {
             servers: target.servers,
+            schema,
             connect_timeout: target.connect_timeout,
             primary: AtomicUsize::new(0),
             trusted_since: Mutex::new(Instant::now()),
             followers: Mutex::default(),
         }
+    }
+
+    pub(crate) fn schema(&self) -> &Schema {
+        &self.schema
     }
 
     pub(super) fn name(&self, server: usize) -> &Arc<str> {
@@ -116,10 +126,11 @@ impl Servers {
     }
 
     async fn connect_to(&self, server: usize, statement_timeout: Duration) -> Result<Connected, StoreError> {
-        let Server { name, options } = &self.servers[server];
+        let (name, options) = (self.name(server), self.servers[server].options());
         let connect = async {
             let mut connection = options.connect().await?;
-            let set = format!("SET statement_timeout = {};", statement_timeout.as_millis());
+            let timeout = format!("SET statement_timeout = {};", statement_timeout.as_millis());
+            let set = timeout + &self.schema.set_search_path();
             let is_read_only = prepare(&mut connection, &set).await?;
             Ok((connection, is_read_only))
         };
@@ -132,11 +143,14 @@ impl Servers {
     }
 
     fn set_primary(&self, server: usize) {
-        if self.primary.swap(server, Ordering::Relaxed) != server {
-            #[cfg(feature = "tracing")]
+        let is_new = self.primary.swap(server, Ordering::Relaxed) != server;
+        #[cfg(feature = "tracing")]
+        if is_new {
             tracing::info!("the primary of the task database is now {}", self.name(server));
+        }
+        if is_new || self.servers[server].has_pool() {
             for pool in &*lock(&self.followers) {
-                pool.set_connect_options(self.servers[server].options.clone());
+                pool.set_connect_options(self.servers[server].options());
             }
         }
     }
@@ -162,15 +176,16 @@ impl Servers {
     /// each of them. Like the connections of the store, they lead to the primary, and those from
     /// before a failover are closed.
     pub(super) fn pool(self: &Arc<Self>, max_connections: u32, prepare_more: &str) -> PgPool {
-        let options = self.servers[self.primary.load(Ordering::Relaxed)].options.clone();
+        let options = self.servers[self.primary.load(Ordering::Relaxed)].options();
         let (servers, prepare_more) = (self.clone(), Arc::<str>::from(prepare_more));
+        let set = Arc::<str>::from(self.schema.set_search_path());
         let pool = PgPoolOptions::new()
             .max_connections(max_connections)
             .after_connect(move |connection, _| {
-                let prepare_more = prepare_more.to_string();
+                let (set, prepare_more) = (set.to_string(), prepare_more.to_string());
                 Box::pin(async move {
                     // An error makes the pool try again until its timeout elapses.
-                    if prepare(&mut *connection, "").await? {
+                    if prepare(&mut *connection, &set).await? {
                         return Err(sqlx::Error::Configuration(format!("the server {READ_ONLY}").into()));
                     }
                     sqlx::raw_sql(sqlx::AssertSqlSafe(prepare_more)).execute(connection).await.map(drop)

@@ -6,7 +6,7 @@ use std::{env, sync::Arc, time::Duration};
 
 use form_urlencoded::Serializer;
 use percent_encoding::percent_decode_str;
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgPool};
 
 /// The servers that a URL names, in its order.
 #[derive(Debug)]
@@ -20,7 +20,21 @@ pub(super) struct Target {
 pub(super) struct Server {
     /// `host:port`, for messages.
     pub(super) name: Arc<str>,
-    pub(super) options: PgConnectOptions,
+    options: PgConnectOptions,
+    /// A pool of the application whose options replace `options`.
+    pool: Option<PgPool>,
+}
+
+impl Server {
+    /// Returns the options for the next connection. Those of a pool may have changed.
+    pub(super) fn options(&self) -> PgConnectOptions {
+        self.pool.as_ref().map_or_else(|| self.options.clone(), |pool| (*pool.connect_options()).clone())
+    }
+
+    /// Returns `true` if the options may change.
+    pub(super) fn has_pool(&self) -> bool {
+        self.pool.is_some()
+    }
 }
 
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,6 +70,19 @@ const REDUNDANT: &[(&str, &[&str])] = &[
 ];
 
 impl Target {
+    /// Returns the server of connect options.
+    pub(super) fn of_options(options: PgConnectOptions) -> Self {
+        let server = Server { name: name(&options).into(), options, pool: None };
+        Self { servers: vec![server], connect_timeout: DEFAULT_CONNECT_TIMEOUT }
+    }
+
+    /// Returns the server of a pool.
+    pub(super) fn of_pool(pool: PgPool) -> Self {
+        let mut target = Self::of_options((*pool.connect_options()).clone());
+        target.servers.iter_mut().for_each(|server| server.pool = Some(pool.clone()));
+        target
+    }
+
     /// Reads `postgres://[user[:password]@][host[:port],..][/database][?parameter=value&..]`.
     ///
     /// The environment variables of libpq (`PGHOST`, `PGUSER`, ..) apply to what the URL omits.
@@ -205,7 +232,7 @@ impl Parts {
         // A proxy may reject the startup parameter `extra_float_digits`, which binary values do not
         // need.
         let options = options.extra_float_digits(None);
-        Ok(Server { name: name(&options).into(), options })
+        Ok(Server { name: name(&options).into(), options, pool: None })
     }
 }
 
@@ -242,7 +269,7 @@ mod tests {
     /// Returns the names of the servers, and the user, database and options of the first one.
     fn parse(url: &str) -> (Vec<String>, String, Option<String>, Option<String>) {
         let target = Target::parse(url).unwrap();
-        let options = &target.servers[0].options;
+        let options = &target.servers[0].options();
         let user = options.get_username().to_owned();
         let (database, more) = (options.get_database().map(str::to_owned), options.get_options().map(str::to_owned));
         (target.servers.iter().map(|server| server.name.to_string()).collect(), user, database, more)
@@ -273,7 +300,7 @@ mod tests {
         assert_eq!(options.as_deref(), Some("-c search_path=app"));
         let target = Target::parse("postgres://u@h/d?connect_timeout=3&application_name=mine").unwrap();
         assert_eq!(target.connect_timeout, Duration::from_secs(3));
-        assert_eq!(target.servers[0].options.get_application_name(), Some("mine"));
+        assert_eq!(target.servers[0].options().get_application_name(), Some("mine"));
         let target = Target::parse("postgres://u@h/d?connect_timeout=-1").unwrap();
         assert_eq!(target.connect_timeout, super::DEFAULT_CONNECT_TIMEOUT);
         for supported in ["any", "read-write", "primary"] {

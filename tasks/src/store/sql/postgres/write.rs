@@ -11,19 +11,22 @@ use crate::{
     },
 };
 
-/// Waits for an earlier batch of the epoch. Its client may have given up while its commit waited
-/// for the disk or for a standby, and it is committed later: until then this batch would not find
-/// its records, and would report them as unknown. A statement of its own, because the later ones
-/// must see what was committed meanwhile. Epochs that share a lock wait for each other.
-const LOCK_WRITES: &str = "SELECT pg_advisory_xact_lock($1, ($2 % 2147483647)::integer)";
+/// Returns the statement that waits for an earlier batch of the epoch.
+///
+/// Its client may have given up while its commit waited for the disk or for a standby, and it is
+/// committed later: until then this batch would not find its records, and would report them as
+/// unknown. A statement of its own, because the later ones must see what was committed meanwhile.
+/// Epochs that share a lock wait for each other. It is sent together with `BEGIN`, so it costs no
+/// round trip.
+pub(super) fn lock_writes(epoch: Epoch) -> String {
+    let key = i64::from(epoch) % i64::from(i32::MAX);
+    format!("SELECT pg_advisory_xact_lock({LOCK_CLASS}, {key})")
+}
+
 /// Identifies the locks of epochs. The number is arbitrary.
 const LOCK_CLASS: i32 = 746_110_294;
 
-/// Locks the epoch until the commit, so that no other process marks its records as lost. The lock
-/// conflicts with the end of the epoch, but not with a renewal.
-const IS_CURRENT: &str = "SELECT 1 FROM tower_offload_process WHERE epoch = $1 FOR KEY SHARE";
-
-/// Executes one statement per kind of operation, since each takes a round trip to the server.
+/// Executes one statement for all records, since each takes a round trip to the server.
 pub(super) async fn write(
     connection: &mut PgConnection,
     epoch: Epoch,
@@ -37,16 +40,11 @@ pub(super) async fn write(
             Op::Update(record) => updates.push(&**record),
         }
     }
-    let lock = sqlx::query(LOCK_WRITES).bind(LOCK_CLASS).bind(i64::from(epoch));
-    lock.execute(&mut *connection).await?;
-    let is_current = sqlx::query(IS_CURRENT).bind(i64::from(epoch)).fetch_optional(&mut *connection).await?.is_some();
-    let mut done = HashSet::new();
-    if is_current && !accepts.is_empty() {
-        bind(sqlx::query(ACCEPT).bind(i64::from(epoch)), &accepts).execute(&mut *connection).await?;
-    }
-    if is_current && !updates.is_empty() {
-        done.extend(changed(bind(sqlx::query(UPDATE).bind(i64::from(epoch)), &updates), connection).await?);
-    }
+    let write = bind(bind(sqlx::query(WRITE).bind(i64::from(epoch)), &accepts), &updates);
+    let row = write.fetch_one(&mut *connection).await?;
+    let (is_current, updated): (bool, Vec<Vec<u8>>) = (row.try_get(0)?, row.try_get(1)?);
+    let id = |bytes| task_id(bytes).map_err(|error| sqlx::Error::Decode(error.into()));
+    let mut done = updated.into_iter().map(id).collect::<Result<HashSet<_>, _>>()?;
     if !requests.is_empty() {
         let (ids, times): (Vec<_>, Vec<_>) = requests.iter().map(|(id, now)| (id.as_bytes().to_vec(), *now)).unzip();
         done.extend(changed(sqlx::query(REQUEST_CANCEL).bind(ids).bind(times), connection).await?);
@@ -77,25 +75,31 @@ fn result(
     }
 }
 
-const ACCEPT: &str = concat!(
-    "INSERT INTO tower_offload_task (epoch, ",
+/// Accepts and updates records of the epoch `$1`. Returns `true` if the epoch has not ended, and the
+/// ids of the records that were updated. No id is in both.
+///
+/// Locks the epoch until the commit, so that no other process marks its records as lost. The lock
+/// conflicts with the end of the epoch, but not with a renewal.
+const WRITE: &str = concat!(
+    "WITH current AS MATERIALIZED (SELECT 1 FROM tower_offload_process WHERE epoch = $1 FOR KEY SHARE), \
+     accepted AS (INSERT INTO tower_offload_task (epoch, ",
     columns!(),
     ") SELECT $1, ",
     columns!(),
     " FROM ",
     input!(),
-    " WHERE NOT EXISTS (SELECT 1 FROM tower_offload_tombstone WHERE tower_offload_tombstone.id = input.id) ON CONFLICT (id) DO NOTHING"
-);
-
-const UPDATE: &str = concat!(
-    "UPDATE tower_offload_task AS task SET name = input.name, owner = input.owner, state = input.state, attempt = input.attempt, \
+    " WHERE EXISTS (SELECT 1 FROM current) \
+     AND NOT EXISTS (SELECT 1 FROM tower_offload_tombstone WHERE tower_offload_tombstone.id = input.id) ON CONFLICT (id) DO NOTHING), \
+     updated AS (UPDATE tower_offload_task AS task SET name = input.name, owner = input.owner, state = input.state, attempt = input.attempt, \
      max_attempts = input.max_attempts, progress = input.progress, message = input.message, version = input.version, \
      created_at = input.created_at, started_at = input.started_at, finished_at = input.finished_at, \
      cancel_requested_at = coalesce(task.cancel_requested_at, input.cancel_requested_at), reason = input.reason, \
      result = input.result, error_class = input.error_class, error_message = input.error_message, error_detail = input.error_detail \
      FROM ",
-    input!(),
-    " WHERE task.id = input.id AND task.epoch = $1 AND task.state < 10 AND task.version <= input.version RETURNING task.id"
+    input!(second),
+    " WHERE EXISTS (SELECT 1 FROM current) AND task.id = input.id AND task.epoch = $1 AND task.state < 10 \
+     AND task.version <= input.version RETURNING task.id) \
+     SELECT EXISTS (SELECT 1 FROM current), ARRAY(SELECT id FROM updated)"
 );
 
 const REQUEST_CANCEL: &str = "

@@ -50,7 +50,7 @@ const MIN_WAIT: Duration = Duration::from_millis(100);
 const MAX_READERS: u32 = 4;
 
 impl Writer {
-    pub(super) async fn open(path: &Path, create: bool) -> Result<Self, StoreError> {
+    pub(super) async fn open(path: &Path, create: bool, may_migrate: bool) -> Result<Self, StoreError> {
         if !create && !path.exists() {
             let path = path.display();
             return Err(StoreError::unavailable(format!(
@@ -61,7 +61,7 @@ impl Writer {
         let lock = tokio::task::spawn_blocking(move || FileLock::acquire(&to_lock)).await;
         let lock = lock.map_err(StoreError::unavailable)??;
         let mut connection = connect(path, create).await?;
-        migrate(path, &mut connection).await?;
+        migrate(path, &mut connection, may_migrate).await?;
         Ok(Self {
             path: path.to_owned(),
             connection: Some(connection),
@@ -169,9 +169,10 @@ pub(crate) fn write_options(path: &Path) -> SqliteConnectOptions {
 
 /// Returns a pool of read-only connections. In WAL mode readers and the writer do not block each
 /// other.
-pub(super) fn readers(path: &Path) -> SqlitePool {
+pub(super) fn readers(path: &Path, connections: Option<u32>) -> SqlitePool {
     let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
-    let pool = SqlitePoolOptions::new().max_connections(MAX_READERS).acquire_timeout(BUSY_TIMEOUT);
+    let pool =
+        SqlitePoolOptions::new().max_connections(connections.unwrap_or(MAX_READERS)).acquire_timeout(BUSY_TIMEOUT);
     pool.idle_timeout(None).max_lifetime(None).connect_lazy_with(options)
 }
 
@@ -187,10 +188,13 @@ async fn transaction<T, E: From<sqlx::Error>>(
     Ok(value)
 }
 
-async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<(), StoreError> {
+async fn migrate(path: &Path, connection: &mut SqliteConnection, may_migrate: bool) -> Result<(), StoreError> {
     let applied_at = millis(Timestamp::from(std::time::SystemTime::now()));
     let migrated = transaction(connection, async |transaction| {
         let connection = &mut **transaction;
+        if !may_migrate {
+            return check(connection).await;
+        }
         sqlx::query(CREATE_MIGRATION).execute(&mut *connection).await?;
         let version = sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM tower_offload_migration");
         let steps = match missing_steps(STEPS, version.fetch_one(&mut *connection).await?) {
@@ -205,4 +209,24 @@ async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<(), S
         Ok(Ok(()))
     });
     migrated.await.map_err(|error| store_error_at(&path.display().to_string(), error))?
+}
+
+/// Returns an error if steps are missing.
+async fn check(connection: &mut SqliteConnection) -> Result<Result<(), StoreError>, sqlx::Error> {
+    const EXISTS: &str = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'tower_offload_migration')";
+    let version = match sqlx::query_scalar(EXISTS).fetch_one(&mut *connection).await? {
+        true => {
+            sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM tower_offload_migration")
+                .fetch_one(connection)
+                .await?
+        }
+        false => 0,
+    };
+    Ok(missing_steps(STEPS, version).and_then(|mut steps| match steps.next() {
+        Some(_) => Err(StoreError::other(format!(
+            "the tables `tower_offload_..` of the file have version {version} of {}: open it once without `migrate(false)`",
+            STEPS.len()
+        ))),
+        None => Ok(()),
+    }))
 }

@@ -28,6 +28,7 @@ use crate::{
     store::{
         Epoch, Filter, Found, Lease, Listing, Op, Page, Process, Retention, StoreFuture, Summary, Swept, Written,
         sql::{
+            builder::Settings,
             found_many,
             list::{Dialect, ListQuery, queries},
             listing,
@@ -48,18 +49,33 @@ pub(crate) struct Sqlite {
     /// dropped the lease; the entry remains until the records are marked as lost. All other epochs
     /// in the file belong to earlier processes.
     epochs: sync::Mutex<HashMap<Epoch, Weak<()>>>,
+    /// `false` if a job queue must not change the schema either.
+    #[cfg_attr(not(feature = "river"), allow(dead_code, reason = "for job queues"))]
+    pub(crate) migrates: bool,
+    /// Maximum number of connections of a job queue.
+    #[cfg_attr(not(feature = "river"), allow(dead_code, reason = "for job queues"))]
+    pub(crate) job_connections: u32,
 }
 
+/// River's documentation recommends a few, since one of them writes at a time.
+const JOB_CONNECTIONS: u32 = 4;
+
 impl Sqlite {
-    pub(super) async fn open(path: &Path, create: bool) -> Result<Self, StoreError> {
+    pub(super) async fn open(path: &Path, create: bool, settings: &Settings) -> Result<Self, StoreError> {
         if path.as_os_str().is_empty() {
             return Err(StoreError::other("the URL has no path after `sqlite:`"));
         }
         if path == ":memory:" {
             return Err(StoreError::other("SQLite databases in memory are not supported: use `MemoryStore`"));
         }
-        let writer = Mutex::new(Writer::open(path, create).await?);
-        Ok(Self { readers: readers(path), writer, epochs: sync::Mutex::default() })
+        let writer = Mutex::new(Writer::open(path, create, settings.migrate).await?);
+        Ok(Self {
+            readers: readers(path, settings.read_connections),
+            writer,
+            epochs: sync::Mutex::default(),
+            migrates: settings.migrate,
+            job_connections: settings.job_connections.unwrap_or(JOB_CONNECTIONS),
+        })
     }
 
     pub(super) async fn close(&self) -> Result<(), StoreError> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::Sqlite;
+use super::{Settings, Sqlite};
 use crate::{
     Failure, Record, StoreError, TaskId, TaskStore, Timestamp,
     record::Ending,
@@ -21,7 +21,7 @@ impl Fixture {
         let name = TaskId::generate(Timestamp::default()).unwrap();
         let directory = std::env::temp_dir().join(format!("tower-offload-{name}"));
         std::fs::create_dir(&directory).unwrap();
-        let sqlite = Sqlite::open(&directory.join("tasks.db"), true).await.unwrap();
+        let sqlite = Sqlite::open(&directory.join("tasks.db"), true, &Settings::default()).await.unwrap();
         let epoch = begin(&sqlite).await;
         Self { directory, sqlite, epoch }
     }
@@ -148,7 +148,7 @@ DELETE FROM tower_offload_migration WHERE version > 1";
     fixture.accept(large(1)).await.unwrap();
     fixture.execute(REVERT).await;
     fixture.sqlite.close().await.unwrap();
-    let sqlite = Sqlite::open(&fixture.directory.join("tasks.db"), true).await.unwrap();
+    let sqlite = Sqlite::open(&fixture.directory.join("tasks.db"), true, &Settings::default()).await.unwrap();
     assert!(matches!(sqlite.get(id).await.unwrap(), Found::Record(_)));
     let accept = Op::Accept(Box::new(large(2)));
     assert_eq!(sqlite.write(begin(&sqlite).await, &[accept]).await.unwrap(), [Written::Done]);
