@@ -153,7 +153,7 @@ mod killed {
     use tokio::process::Command;
 
     use super::*;
-    use crate::support::kill_this_process;
+    use crate::support::{kill_this_process, tasks_when_free};
 
     /// URL of the database of a child.
     const URL: &str = "TOWER_OFFLOAD_CHAINS_TEST";
@@ -167,7 +167,7 @@ mod killed {
     #[ignore = "started by `process_that_is_killed_before_the_commit_enqueues_nothing`"]
     async fn child() {
         let Ok(url) = std::env::var(URL) else { return };
-        let tasks = Tasks::new(tower_offload_tasks::SqlStore::open(&url).await.unwrap());
+        let tasks = tasks_when_free(&url).await;
         let work = |_: Work, context: Context| {
             then(&context)?;
             kill_this_process();

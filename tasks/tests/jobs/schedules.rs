@@ -184,7 +184,7 @@ mod killed {
     use tokio::process::Command;
 
     use super::*;
-    use crate::support::kill_this_process;
+    use crate::support::{kill_this_process, tasks_when_free};
 
     /// URL of the database of a child.
     const URL: &str = "TOWER_OFFLOAD_SCHEDULES_TEST";
@@ -201,7 +201,7 @@ mod killed {
     async fn child() {
         let (Ok(url), Ok(at)) = (std::env::var(URL), std::env::var(AT)) else { return };
         let at: u64 = at.parse().unwrap();
-        let tasks = Tasks::new(SqlStore::open(&url).await.unwrap());
+        let tasks = tasks_when_free(&url).await;
         let schedule = Schedule::interval(INTERVAL).catch_up(CatchUp::All(9));
         let create = move |time: Timestamp| {
             if time.as_millis() == at {

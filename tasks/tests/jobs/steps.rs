@@ -304,7 +304,7 @@ mod killed {
     use tokio::process::Command;
 
     use super::*;
-    use crate::support::kill_this_process;
+    use crate::support::{kill_this_process, tasks_when_free};
 
     /// URL of the database of a child.
     const URL: &str = "TOWER_OFFLOAD_STEPS_TEST";
@@ -340,15 +340,11 @@ mod killed {
         }
     }
 
-    async fn tasks(url: &str) -> Tasks {
-        Tasks::new(SqlStore::open_with_lease(url, Duration::from_millis(900)).await.unwrap())
-    }
-
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     #[ignore = "started by `job_of_killed_processes_runs_each_step_once`"]
     async fn child() {
         let (Ok(url), Ok(at), Ok(file)) = (std::env::var(URL), std::env::var(AT), std::env::var(FILE)) else { return };
-        let tasks = tasks(&url).await;
+        let tasks = tasks_when_free(&url).await;
         let work = steps(file.into(), Some(at.parse().unwrap()));
         let _jobs = builder(&tasks).blocking_worker(ThreadPool::blocking(1), LONG, work).start().await.unwrap();
         tokio::time::sleep(LONG).await;
@@ -363,7 +359,7 @@ mod killed {
         };
         let file = std::env::temp_dir().join(format!("tower-offload-steps-{}-{:p}", std::process::id(), &database));
         let job = {
-            let tasks = tasks(&database.url()).await;
+            let tasks = tasks_when_free(&database.url()).await;
             let enqueuer = Jobs::builder(&tasks).start().await.unwrap();
             let job = enqueuer.enqueue(Work(0)).max_attempts(100).await.unwrap().id();
             assert!(enqueuer.shutdown(LONG).await.is_clean());
@@ -381,7 +377,7 @@ mod killed {
                 database.execute("DELETE FROM tower_offload_client").await;
             }
         }
-        let tasks = tasks(&database.url()).await;
+        let tasks = tasks_when_free(&database.url()).await;
         let work = steps(file.clone(), None);
         let jobs = builder(&tasks).blocking_worker(ThreadPool::blocking(1), LONG, work).start().await.unwrap();
         let record = until(&tasks, job, |record| record.state.is_final()).await;

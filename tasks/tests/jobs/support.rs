@@ -241,6 +241,19 @@ pub(crate) async fn ended(tasks: &Tasks, id: TaskId) -> Record {
     until(tasks, id, |record| record.state.is_final()).await
 }
 
+/// Opens the store as soon as the process that has used it has closed it, which is shortly after
+/// its shutdown.
+#[cfg(target_os = "linux")]
+pub(crate) async fn tasks_when_free(url: &str) -> Tasks {
+    let mut opened = None;
+    eventually("the store is free", async || {
+        opened = Some(SqlStore::open_with_lease(url, Duration::from_millis(900)).await);
+        !matches!(&opened, Some(Err(error)) if error.is_locked())
+    })
+    .await;
+    Tasks::new(opened.unwrap().unwrap())
+}
+
 /// Kills this process with SIGKILL.
 #[cfg(target_os = "linux")]
 pub(crate) fn kill_this_process() {
