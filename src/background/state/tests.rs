@@ -24,7 +24,7 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let task = 0..12_usize;
+    let task = 0..6_usize;
     let completion = prop_oneof![
         Just(Completion::Refused),
         Just(Completion::Cancelled),
@@ -34,17 +34,17 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Completion::Completed),
     ];
     prop_oneof![
-        8 => (any::<bool>(), any::<bool>(), sequence()).prop_map(|(is_nested, awaits_response, sequence)| {
+        16 => (any::<bool>(), any::<bool>(), sequence()).prop_map(|(is_nested, awaits_response, sequence)| {
             Step::Reserve { is_nested, awaits_response, sequence }
         }),
         1 => (task.clone(), 0..2_u64).prop_map(|(task, key)| Step::Join(task, key)),
         2 => task.clone().prop_map(Step::EndResponse),
         1 => task.clone().prop_map(Step::Skip),
-        6 => task.clone().prop_map(Step::Enqueue),
-        6 => Just(Step::Dispatch),
-        6 => task.clone().prop_map(Step::Start),
-        2 => task.clone().prop_map(Step::Cancel),
-        4 => (task, completion).prop_map(|(task, completion)| Step::Finish(task, completion)),
+        24 => task.clone().prop_map(Step::Enqueue),
+        8 => Just(Step::Dispatch),
+        8 => task.clone().prop_map(Step::Start),
+        6 => task.clone().prop_map(Step::Cancel),
+        8 => (task, completion).prop_map(|(task, completion)| Step::Finish(task, completion)),
         1 => Just(Step::Close),
         1 => Just(Step::Halt),
     ]
