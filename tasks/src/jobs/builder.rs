@@ -111,6 +111,12 @@ impl JobsBuilder {
         W: Job + Work,
         W::Error: IntoFailure,
     {
+        if !pool.can_run::<W>() {
+            self.error.get_or_insert_with(|| {
+                let kind = <W as Work>::KIND;
+                format!("work of kind {kind:?} is not passed to `process::init`, so each of its jobs would fail: pass its type")
+            });
+        }
         self.plan.add_worker(Worker::<W>::process(pool, timeout));
         self
     }

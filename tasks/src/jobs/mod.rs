@@ -387,12 +387,11 @@ pub use self::{
     job::{Backoff, Job, Unique},
     overflow::OrEnqueue,
     schedule::{CatchUp, Schedule},
-    sequence::BlockedSequence,
     steps::StepError,
     trace::TraceContext,
 };
 use self::{client::LeasedClient, database::Database, events::warn, maintenance::write_late_end, queue::Queue};
-pub use crate::operation::{QueueState, Queues};
+pub use crate::operation::{BlockedSequence, QueueState, Queues};
 use crate::{SqlStore, StoreError, TaskId, Tasks, tasks::Listed};
 
 /// Creates or migrates River's tables and the triggers on them, like [`JobsBuilder::start`] does.

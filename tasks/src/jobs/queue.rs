@@ -28,7 +28,7 @@ use super::{
 use crate::{
     SqlStore, StoreError, TaskId, Tasks, Timestamp,
     lease::{RENEWALS, keep_renewed},
-    operation::{Change, Changes, OperationFuture, Pausable, QueueHook, Queues},
+    operation::{BlockedSequence, Change, Changes, OperationFuture, Pausable, QueueHook, Queues},
     store::StoreFuture,
     sync::{Mutex, lock},
 };
@@ -529,5 +529,13 @@ impl QueueHook for Queue {
 
     fn set_paused<'a>(&'a self, what: Pausable, name: &'a str, is_paused: bool) -> OperationFuture<'a, ()> {
         Box::pin(operations::set_paused(self, what, name, is_paused))
+    }
+
+    fn blocked_sequences(&self) -> OperationFuture<'_, Vec<BlockedSequence>> {
+        Box::pin(async { Ok(self.environment.database.blocked_sequences().await?) })
+    }
+
+    fn release_sequence<'a>(&'a self, key: &'a str) -> OperationFuture<'a, bool> {
+        Box::pin(async move { Ok(super::sequence::release(self, key).await?) })
     }
 }

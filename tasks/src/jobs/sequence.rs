@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::Jobs;
-use crate::{AcceptError, StoreError, TaskId, Timestamp};
+use super::{Jobs, queue::Queue};
+use crate::{AcceptError, StoreError, operation::BlockedSequence};
 
 /// Key of the sequence in River's metadata. Any client can set it.
 const SEQUENCE_KEY: &str = "tower_offload:sequence";
@@ -72,22 +72,6 @@ fn validate_key(option: &'static str, key: &str) -> Result<(), AcceptError> {
     Err(AcceptError::invalid(option, message))
 }
 
-/// A sequence that holds because one of its jobs has failed. Returned by
-/// [`Jobs::blocked_sequences`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct BlockedSequence {
-    /// The key of the sequence.
-    pub key: String,
-    /// The job that has failed, was cancelled or was deleted. `None` if it has no record, or no
-    /// longer has one.
-    pub held_by: Option<TaskId>,
-    /// When the job ended.
-    pub since: Timestamp,
-    /// Number of jobs that wait for it. At most 1000 are counted.
-    pub waiting: u64,
-}
-
 impl Jobs {
     /// Returns the sequences that [hold](super::Enqueue::hold_on_failure) because a job has failed,
     /// those that have waited for longest first, and at most 1000.
@@ -115,11 +99,15 @@ impl Jobs {
     ///
     /// If the future is dropped before it completes, the sequence may be released or not.
     pub async fn release_sequence(&self, key: &str) -> Result<bool, StoreError> {
-        if key.contains('\0') {
-            return Ok(false); // Postgres would reject it
-        }
-        self.queue().environment.database.release_sequence(key).await
+        release(self.queue(), key).await
     }
+}
+
+pub(super) async fn release(queue: &Queue, key: &str) -> Result<bool, StoreError> {
+    if key.contains('\0') {
+        return Ok(false); // Postgres would reject it
+    }
+    queue.environment.database.release_sequence(key).await
 }
 
 #[cfg(test)]

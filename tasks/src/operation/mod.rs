@@ -47,6 +47,12 @@ pub(crate) trait QueueHook: Send + Sync {
 
     /// Pauses or resumes a queue or a kind.
     fn set_paused<'a>(&'a self, what: Pausable, name: &'a str, is_paused: bool) -> OperationFuture<'a, ()>;
+
+    /// Returns the sequences that hold because a job has failed.
+    fn blocked_sequences(&self) -> OperationFuture<'_, Vec<BlockedSequence>>;
+
+    /// Continues a sequence. Returns `false` if it does not hold.
+    fn release_sequence<'a>(&'a self, key: &'a str) -> OperationFuture<'a, bool>;
 }
 
 /// A change of a job.
@@ -71,6 +77,34 @@ pub(crate) struct Changes {
 pub(crate) enum Pausable {
     Queue,
     Kind,
+}
+
+/// A sequence that holds because one of its jobs has failed. Returned by
+/// `Jobs::blocked_sequences`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(description = "A sequence that holds because one of its jobs has failed.")
+)]
+#[non_exhaustive]
+pub struct BlockedSequence {
+    /// The key of the sequence.
+    pub key: String,
+    /// The job that has failed, was cancelled or was deleted. `None` if it has no record, or no
+    /// longer has one.
+    pub held_by: Option<TaskId>,
+    /// When the job ended.
+    pub since: Timestamp,
+    /// Number of jobs that wait for it. At most 1000 are counted.
+    pub waiting: u64,
+}
+
+impl BlockedSequence {
+    #[cfg_attr(not(feature = "river"), allow(dead_code, reason = "for job queues"))]
+    pub(crate) fn new(key: String, held_by: Option<TaskId>, since: Timestamp, waiting: u64) -> Self {
+        Self { key, held_by, since, waiting }
+    }
 }
 
 /// The queues and the kinds of jobs, and which of them are paused.
@@ -179,6 +213,16 @@ impl Tasks {
     /// Pauses or resumes a queue or a kind of the job queue.
     pub(crate) async fn set_paused(&self, what: Pausable, name: &str, is_paused: bool) -> Result<(), OperationError> {
         self.queue().ok_or_else(OperationError::no_queue)?.set_paused(what, name, is_paused).await
+    }
+
+    /// Returns the sequences of the job queue that hold because a job has failed.
+    pub(crate) async fn blocked_sequences(&self) -> Result<Vec<BlockedSequence>, OperationError> {
+        self.queue().ok_or_else(OperationError::no_queue)?.blocked_sequences().await
+    }
+
+    /// Continues a sequence of the job queue.
+    pub(crate) async fn release_sequence(&self, key: &str) -> Result<bool, OperationError> {
+        self.queue().ok_or_else(OperationError::no_queue)?.release_sequence(key).await
     }
 
     pub(crate) async fn change(&self, id: TaskId, change: Change) -> Result<Record, OperationError> {

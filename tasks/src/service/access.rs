@@ -43,6 +43,10 @@ pub enum Action {
     PauseKind,
     /// Resume a kind of jobs. Needs [`Access::All`].
     ResumeKind,
+    /// List the sequences of jobs that hold because a job has failed. Needs [`Access::All`].
+    Sequences,
+    /// Continue a sequence of jobs. Needs [`Access::All`].
+    ReleaseSequence,
     /// Read the OpenAPI document (feature `openapi`), which contains nothing about any task.
     Describe,
 }
@@ -68,6 +72,8 @@ impl Action {
             Self::ResumeQueue => "resume_queue",
             Self::PauseKind => "pause_kind",
             Self::ResumeKind => "resume_kind",
+            Self::Sequences => "sequences",
+            Self::ReleaseSequence => "release_sequence",
             Self::Describe => "describe",
         }
     }

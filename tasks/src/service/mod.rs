@@ -16,6 +16,8 @@
 //! | `GET /summary` | the number of tasks by state, name and queue, the oldest, and percentiles |
 //! | `GET /queues` | queues and kinds of jobs, and which of them are paused |
 //! | `POST /queues/{name}/pause` and `/resume`, `/kinds/{name}/..` | pauses or resumes a queue or a kind |
+//! | `GET /sequences` | sequences that hold because a job has failed |
+//! | `POST /sequences/release` with `{"key":"customer:7"}` | continues such a sequence |
 //!
 //! A task that failed has a status too, and unfinished tasks have `Retry-After`. A task of another
 //! owner is reported as unknown. Event streams resume after `Last-Event-ID`. Errors are
@@ -116,7 +118,7 @@
 //! service does not permit it. Keep that in mind before you add a CORS layer around it.
 //!
 //! A body has at most 64 KiB, and must arrive within 10 s. It is read after the request was
-//! authorized. The summary, the queues and their pauses need [`Access::All`].
+//! authorized. The summary, queues, pauses and sequences need [`Access::All`].
 //!
 //! # Limits
 //!

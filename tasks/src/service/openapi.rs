@@ -6,7 +6,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::{
     list::StatusList,
-    operations::{BulkRequest, Reschedule},
+    operations::{BulkRequest, Release, Released, Reschedule, Sequences},
     response::{self, Response},
     routes::{Content, Operation, ROUTES, Route},
 };
@@ -223,6 +223,8 @@ fn media(content: Content) -> Value {
         Content::Summary => json_of(reference("Summary")),
         Content::Queues => json_of(reference("Queues")),
         Content::QueueState => json_of(reference("QueueState")),
+        Content::Sequences => json_of(reference("Sequences")),
+        Content::Released => json_of(reference("Released")),
         Content::Events => json!({"text/event-stream": {"schema": event()}}),
         Content::Problem => json!({"application/problem+json": {"schema": reference("Problem")}}),
         Content::Nothing => json!({}),
@@ -262,7 +264,10 @@ fn schemas() -> Map<String, Value> {
     collect::<BulkRequest>(&mut schemas);
     collect::<BulkReport>(&mut schemas);
     collect::<Queues>(&mut schemas);
+    collect::<Release>(&mut schemas);
+    collect::<Released>(&mut schemas);
     collect::<Reschedule>(&mut schemas);
+    collect::<Sequences>(&mut schemas);
     collect::<Summary>(&mut schemas);
     collect::<TaskId>(&mut schemas);
     collect::<TaskState>(&mut schemas);

@@ -6,7 +6,7 @@ use bytes::Buf;
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use http_body::Body;
 use percent_encoding::percent_decode_str;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use tower_offload::offload::RequestHead;
 
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     BulkAction, BulkReport, OperationError, TaskId, TaskState, Timestamp,
-    operation::{Change, Pausable, QueueState},
+    operation::{BlockedSequence, Change, Pausable, QueueState},
     problem::Problem,
     store::Filter,
 };
@@ -123,6 +123,16 @@ pub(super) fn dispatch(
         Operation::ResumeQueue => pause(Action::ResumeQueue, Pausable::Queue, false),
         Operation::PauseKind => pause(Action::PauseKind, Pausable::Kind, true),
         Operation::ResumeKind => pause(Action::ResumeKind, Pausable::Kind, false),
+        Operation::Sequences => {
+            require_all(config, &config.authorize(head, Action::Sequences)?, Action::Sequences)?;
+            Ok(Dispatched::Response(ResponseFuture::new(sequences(config.clone()))))
+        }
+        Operation::ReleaseSequence => {
+            let access = authorize_change(config, head, Action::ReleaseSequence)?;
+            require_all(config, &access, Action::ReleaseSequence)?;
+            let config = config.clone();
+            Ok(Dispatched::NeedsBody(Box::new(move |body| Box::pin(release(config, body)))))
+        }
         Operation::Queues => {
             require_all(config, &config.authorize(head, Action::Queues)?, Action::Queues)?;
             Ok(Dispatched::Response(ResponseFuture::new(queues(config.clone()))))
@@ -354,6 +364,55 @@ async fn try_queues(config: &Config) -> Result<Response, Problem> {
 async fn set_paused(config: Config, what: Pausable, name: String, is_paused: bool) -> Response {
     match config.source.set_paused(what, &name, is_paused).await {
         Ok(()) => response::json(&QueueState::new(name, is_paused)),
+        Err(error) => operation_problem(&error).into_response(),
+    }
+}
+
+/// The sequences that hold because a job has failed.
+#[derive(Debug, Serialize)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(description = "The sequences that hold because a job has failed.")
+)]
+pub(super) struct Sequences {
+    /// Those that have waited for longest first, at most 1000.
+    sequences: Vec<BlockedSequence>,
+}
+
+async fn sequences(config: Config) -> Response {
+    let too_many = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many lists are being read");
+    let Some(_permit) = config.limits.try_acquire_list() else { return too_many().into_response() };
+    match config.source.blocked_sequences().await {
+        Ok(sequences) => response::json(&Sequences { sequences }),
+        Err(error) => operation_problem(&error).into_response(),
+    }
+}
+
+/// Body of a request that continues a sequence.
+#[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(description = "The sequence that continues."))]
+#[serde(deny_unknown_fields)]
+pub(super) struct Release {
+    /// The key of the sequence.
+    key: String,
+}
+
+/// Response to a request that continues a sequence.
+#[derive(Debug, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(description = "How many sequences were released."))]
+pub(super) struct Released {
+    /// 1, or 0 if the sequence does not hold.
+    released: u32,
+}
+
+async fn release(config: Config, body: Vec<u8>) -> Response {
+    let key = match parse::<Release>(&body) {
+        Ok(request) => request.key,
+        Err(problem) => return problem.into_response(),
+    };
+    match config.source.release_sequence(&key).await {
+        Ok(is_released) => response::json(&Released { released: is_released.into() }),
         Err(error) => operation_problem(&error).into_response(),
     }
 }

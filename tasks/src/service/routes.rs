@@ -128,6 +128,39 @@ pub(super) const ROUTES: &[Route] = &[
         ],
     },
     Route {
+        method: Method::GET,
+        path: "/sequences",
+        operation: Operation::Sequences,
+        summary: "List the sequences that hold because a job has failed",
+        parameters: &[],
+        body: None,
+        responses: &[
+            (200, "The sequences, those that have waited for longest first, at most 1000.", Content::Sequences),
+            FORBIDDEN_TO_SOME,
+            FAILED,
+            NO_QUEUE,
+            (503, "Too many lists are being read, or the task database is unavailable.", Content::Problem),
+        ],
+    },
+    Route {
+        method: Method::POST,
+        path: "/sequences/release",
+        operation: Operation::ReleaseSequence,
+        summary: "Continue a sequence that holds",
+        parameters: &[],
+        body: Some("Release"),
+        responses: &[
+            (200, "How many sequences were released: 0 or 1.", Content::Released),
+            (400, "The body is not valid.", Content::Problem),
+            FORBIDDEN_TO_SOME,
+            (413, "The body exceeds 64 KiB.", Content::Problem),
+            NO_JSON,
+            FAILED,
+            NO_QUEUE,
+            UNAVAILABLE,
+        ],
+    },
+    Route {
         method: Method::POST,
         path: "/bulk",
         operation: Operation::Bulk,
@@ -304,6 +337,8 @@ pub(super) enum Operation {
     ResumeQueue,
     PauseKind,
     ResumeKind,
+    Sequences,
+    ReleaseSequence,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -317,6 +352,8 @@ pub(super) enum Content {
     Summary,
     Queues,
     QueueState,
+    Sequences,
+    Released,
     Problem,
     Nothing,
 }

@@ -4,7 +4,7 @@ use std::{pin::Pin, sync::Arc};
 
 use crate::{
     BulkAction, BulkReport, Record, Subscription, TaskId, Tasks,
-    operation::{Change, OperationFuture, Pausable, Queues},
+    operation::{BlockedSequence, Change, OperationFuture, Pausable, Queues},
     store::{Filter, Found, Listing, Page, StoreFuture, Summary},
 };
 
@@ -39,6 +39,12 @@ pub(super) trait Source: Send + Sync + 'static {
 
     /// Pauses or resumes a queue or a kind of the job queue.
     fn set_paused<'a>(&'a self, what: Pausable, name: &'a str, is_paused: bool) -> OperationFuture<'a, ()>;
+
+    /// Returns the sequences of the job queue that hold because a job has failed.
+    fn blocked_sequences(&self) -> OperationFuture<'_, Vec<BlockedSequence>>;
+
+    /// Continues a sequence of the job queue. Returns `false` if it does not hold.
+    fn release_sequence<'a>(&'a self, key: &'a str) -> OperationFuture<'a, bool>;
 
     /// Like [`Tasks::subscribe`].
     fn subscribe(&self, id: TaskId) -> StoreFuture<'_, Option<Box<dyn Changes>>>;
@@ -101,6 +107,14 @@ impl Source for Tasks {
 
     fn set_paused<'a>(&'a self, what: Pausable, name: &'a str, is_paused: bool) -> OperationFuture<'a, ()> {
         Box::pin(Tasks::set_paused(self, what, name, is_paused))
+    }
+
+    fn blocked_sequences(&self) -> OperationFuture<'_, Vec<BlockedSequence>> {
+        Box::pin(Tasks::blocked_sequences(self))
+    }
+
+    fn release_sequence<'a>(&'a self, key: &'a str) -> OperationFuture<'a, bool> {
+        Box::pin(Tasks::release_sequence(self, key))
     }
 
     fn subscribe(&self, id: TaskId) -> StoreFuture<'_, Option<Box<dyn Changes>>> {

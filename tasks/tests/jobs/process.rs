@@ -29,6 +29,7 @@ on_each_database! {
     failure_says_how_the_work_ended
     attempt_over_its_timeout_is_killed
     attempt_that_uses_too_much_memory_is_killed
+    work_that_was_not_passed_to_init_is_an_error_at_start
     killed_process_fails_its_attempt_only
     cancelled_job_ends_with_its_process
     work_that_returns_after_a_cancellation_has_succeeded
@@ -232,6 +233,27 @@ async fn attempt_that_uses_too_much_memory_is_killed(database: TestDatabase) {
     assert_eq!(failure.message, "the process was killed because it used too much memory");
     assert_eq!(pool.stats().killed_by_memory, 2);
     assert!(jobs.shutdown(LONG).await.is_clean());
+}
+
+/// Otherwise a faulty deployment would use up the attempts of the jobs that wait.
+async fn work_that_was_not_passed_to_init_is_an_error_at_start(database: TestDatabase) {
+    #[derive(Serialize, Deserialize)]
+    struct Forgotten;
+    impl Job for Forgotten {
+        const KIND: &'static str = "forgotten";
+    }
+    impl Work for Forgotten {
+        const KIND: &'static str = <Self as Job>::KIND;
+        type Output = ();
+        type Error = String;
+        fn run(self, _: &Context) -> Result<(), String> {
+            Ok(())
+        }
+    }
+    let (tasks, pool) = (database.tasks().await, pool().build().unwrap());
+    let builder = Jobs::builder(&tasks).process_worker::<Forgotten>(pool, LONG);
+    let error = builder.start().await.err().expect("its jobs would fail");
+    assert!(error.is_invalid() && error.to_string().contains("\"forgotten\""), "{error}");
 }
 
 async fn killed_process_fails_its_attempt_only(database: TestDatabase) {

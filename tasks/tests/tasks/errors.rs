@@ -87,7 +87,7 @@ lease: the task store failed: the lease is zero: every process would be judged a
 no folder: the task store is unavailable: cannot lock /folder/none/tasks.db.tower-offload.lock: create its directory first: No such file or directory (os error 2)
 no file: the task store is unavailable: /folder/other.db does not exist, and `mode=rw` does not create it: use `mode=rwc`
 no database: the task store failed: /folder/text: the file is not a database, or it is damaged: restore a backup or choose another file: error returned from database: (code: 26) file is not a database
-newer: the task store failed: the schema has version 999, but this version of tower-offload-tasks knows 4: use a newer one
+newer: the task store failed: the schema has version 999, but this version of tower-offload-tasks knows 6: use a newer one
 already open: the task store is in use: /folder/tasks.db is in use by this process: clone its `SqlStore`, or close it first
 replaced: the task store is unavailable: /folder/tasks.db was replaced by another file: open the store again
 no server: the task store is unavailable: 127.0.0.1:1: check the host and the port in the URL, and that the server is running: error communicating with database: Connection refused (os error 111)

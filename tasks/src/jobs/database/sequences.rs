@@ -3,10 +3,7 @@
 use riverqueue::sqlx;
 
 use super::Database;
-use crate::{
-    StoreError, TaskId, Timestamp,
-    jobs::sequence::{BlockedSequence, MAX_BLOCKED},
-};
+use crate::{StoreError, TaskId, Timestamp, jobs::sequence::MAX_BLOCKED, operation::BlockedSequence};
 
 /// Maximum number of sequences that one check heals.
 const MAX_HEALED: i64 = 1000;
@@ -16,7 +13,7 @@ type BlockedRow = (String, Option<Vec<u8>>, i64, i64);
 fn blocked_sequence((key, held_by, since, waiting): BlockedRow) -> BlockedSequence {
     let held_by = held_by.and_then(|id| id.try_into().ok()).map(TaskId::from_bytes);
     let since = Timestamp::from_millis(u64::try_from(since).unwrap_or_default());
-    BlockedSequence { key, held_by, since, waiting: u64::try_from(waiting).unwrap_or_default() }
+    BlockedSequence::new(key, held_by, since, u64::try_from(waiting).unwrap_or_default())
 }
 
 impl Database {

@@ -17,7 +17,7 @@ use tower::ServiceExt;
 use crate::{
     BulkAction, BulkReport, Failure, Json, MemoryStore, OperationError, Reason, Record, Retention, StatusService,
     StoreError, TaskId, TaskState, TaskStore, Timestamp,
-    operation::{Change, OperationFuture, Pausable, QueueState, Queues},
+    operation::{BlockedSequence, Change, OperationFuture, Pausable, QueueState, Queues},
     record::Ending,
     service::{
         Access, Limits, ResponseBody,
@@ -265,6 +265,17 @@ impl Source for Controlled {
 
     fn set_paused<'a>(&'a self, what: Pausable, name: &'a str, is_paused: bool) -> OperationFuture<'a, ()> {
         Box::pin(async move { self.operation(format!("{what:?} {name} {is_paused}")) })
+    }
+
+    fn blocked_sequences(&self) -> OperationFuture<'_, Vec<BlockedSequence>> {
+        Box::pin(async {
+            self.operation("Sequences".to_owned())?;
+            Ok(vec![BlockedSequence::new("customer:7".to_owned(), None, Timestamp::default(), 2)])
+        })
+    }
+
+    fn release_sequence<'a>(&'a self, key: &'a str) -> OperationFuture<'a, bool> {
+        Box::pin(async move { self.operation(format!("Release {key}")).map(|()| key == "customer:7") })
     }
 
     fn subscribe(&self, id: TaskId) -> StoreFuture<'_, Option<Box<dyn Changes>>> {

@@ -33,6 +33,7 @@ fn changes(id: TaskId) -> Vec<(&'static str, String, &'static str)> {
         ("POST", "/queues/default/resume".to_owned(), ""),
         ("POST", "/kinds/mail%2Fsend/pause".to_owned(), ""),
         ("POST", "/kinds/mail%2Fsend/resume".to_owned(), ""),
+        ("POST", "/sequences/release".to_owned(), r#"{"key":"customer:7"}"#),
     ]
 }
 
@@ -69,7 +70,13 @@ async fn changes_reach_the_tasks() {
     assert!(operations[3].contains("name: None") && operations[3].contains("[Failed]"), "{operations:?}");
     assert_eq!(
         operations[4..],
-        ["Queue default true", "Queue default false", "Kind mail/send true", "Kind mail/send false"]
+        [
+            "Queue default true",
+            "Queue default false",
+            "Kind mail/send true",
+            "Kind mail/send false",
+            "Release customer:7"
+        ]
     );
     let paused = post(&tasks.service(), "/kinds/mail%2Fsend/pause", "").await;
     assert_eq!(paused.json(), serde_json::json!({"name": "mail/send", "paused": true}));
@@ -113,7 +120,7 @@ async fn read_only_service_refuses_every_change() {
         assert!(reply.is_problem(403) && reply.text.contains("read-only"), "{target}");
     }
     assert_eq!(tasks.take_operations(), [""; 0]);
-    for target in ["/summary", "/queues"] {
+    for target in ["/summary", "/queues", "/sequences"] {
         assert_eq!(get(&service, target).await.status, 200);
     }
 }
@@ -129,7 +136,7 @@ async fn operations_are_denied_without_authorization_and_have_actions_of_their_o
         Access::Denied
     });
     let mut requests = changes(id);
-    requests.extend([("GET", "/summary".to_owned(), ""), ("GET", "/queues".to_owned(), "")]);
+    requests.extend(["/summary", "/queues", "/sequences"].map(|target| ("GET", target.to_owned(), "")));
     for (method, target, body) in requests {
         for service in [&service, &tasks.default_service()] {
             // Denied before the body is read.
@@ -146,8 +153,10 @@ async fn operations_are_denied_without_authorization_and_have_actions_of_their_o
         Action::ResumeQueue,
         Action::PauseKind,
         Action::ResumeKind,
+        Action::ReleaseSequence,
         Action::Summary,
         Action::Queues,
+        Action::Sequences,
     ];
     assert_eq!(*seen.lock().unwrap(), expected);
     assert_eq!(tasks.take_operations(), [""; 0]);
@@ -168,7 +177,7 @@ async fn owner_changes_only_tasks_of_their_own() {
             "{target}"
         );
     }
-    for target in ["/summary", "/queues"] {
+    for target in ["/summary", "/queues", "/sequences"] {
         assert!(get(&service, target).await.is_problem(403), "{target}");
     }
     let others = post(&service, "/bulk", BULK).await;
@@ -328,6 +337,23 @@ async fn summary_and_queues_are_json() {
     assert_eq!((&summary["counted"], &summary["is_complete"]), (&3.into(), &true.into()));
     let queues = get(&tasks.service(), "/queues").await.json();
     assert_eq!(queues["queues"], serde_json::json!([{"name": "default", "paused": false}]));
+}
+
+#[tokio::test]
+async fn sequences_are_listed_and_released_by_key() {
+    let tasks = Controlled::new().await;
+    let service = tasks.service();
+    let list = get(&service, "/sequences").await.json();
+    let expected =
+        serde_json::json!({"key": "customer:7", "held_by": null, "since": "1970-01-01T00:00:00.000Z", "waiting": 2});
+    assert_eq!(list["sequences"], serde_json::json!([expected]));
+    for (key, released) in [("customer:7", 1), ("%_\"'; --", 0)] {
+        let reply = post(&service, "/sequences/release", serde_json::json!({ "key": key }).to_string()).await;
+        assert_eq!(reply.json(), serde_json::json!({ "released": released }), "{key}");
+    }
+    for body in ["", "{}", r#"{"key":7}"#, r#"{"key":"a","more":1}"#] {
+        assert!(post(&service, "/sequences/release", body).await.is_problem(400), "{body}");
+    }
 }
 
 #[tokio::test]
