@@ -44,7 +44,8 @@ async fn main() -> anyhow::Result<()> {
             Err(error) => error,
         };
         let killed_by = error.killed_by().map(|by| by.as_str());
-        let body = Json(serde_json::json!({ "killed_by": killed_by, "error": error.to_string() }));
+        eprintln!("{error}"); // not for the client: it may have what the process wrote to stderr
+        let body = Json(serde_json::json!({ "killed_by": killed_by }));
         let (head, _) = error.into_response().into_parts(); // 503 with `Retry-After`, 504 or 500
         (head, body).into_response()
     };

@@ -337,7 +337,6 @@ async fn process_pool_survives_what_its_work_does() {
         let answer = server.get(&format!("/render?mode={mode}")).await;
         assert_eq!(answer.status, status, "{}", answer.text());
         assert!(answer.text().contains(&format!(r#""killed_by":"{killed_by}""#)), "{}", answer.text());
-        assert!(answer.text().contains(r#""error":"the process was killed "#), "{}", answer.text());
     }
     let leak = server.get("/render?mode=leak").await;
     assert!([r#":"memory""#, r#":"timeout""#].iter().any(|by| leak.text().contains(by)), "{}", leak.text());

@@ -15,10 +15,13 @@ use std::{
 };
 
 use postcard::ser_flavors::Flavor;
-use rmp_serde::{Serializer, config::BytesMode};
+use rmp_serde::{Deserializer, Serializer};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::os;
+use super::{
+    depth::{MAX_DEPTH, is_shallow},
+    os,
+};
 
 /// Bytes of the length in front of a frame.
 const PREFIX: usize = size_of::<u32>();
@@ -85,7 +88,7 @@ pub(super) enum Outcome<'a> {
 }
 
 /// Identifies an executable file. A pool talks only to processes that run the file which it has
-/// started, because the encoding of jobs is not self-describing.
+/// started, because the code of a job must be that of its caller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Fingerprint {
     version: String,
@@ -135,9 +138,9 @@ pub(super) fn encode_with(
     postcard::serialize_with_flavor(header, &mut frame).map_err(|error| EncodeError::Invalid(error.to_string()))?;
     let header = frame.len;
     frame.max = frame.bytes.len().saturating_add(max);
-    // Structs with the names of their fields, since attributes of serde may skip some. A `Vec<u8>`
-    // as bytes, without `serde_bytes`.
-    let mut serializer = Serializer::new(&mut frame).with_struct_map().with_bytes(BytesMode::ForceIterables);
+    // Like JSON, so that the attributes of serde have the same effect: structs have the names of
+    // their fields, and addresses and times are texts.
+    let mut serializer = Serializer::new(&mut frame).with_struct_map().with_human_readable();
     payload.serialize(&mut serializer).map_err(|error| EncodeError::Invalid(error.to_string()))?;
     if frame.is_cut() {
         return Err(EncodeError::TooLarge(frame.len - header));
@@ -152,12 +155,10 @@ pub(super) fn decode<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<(T, &'a 
 
 /// Decodes a payload.
 pub(super) fn decode_payload<T: DeserializeOwned>(payload: &[u8]) -> Result<T, String> {
-    rmp_serde::from_slice(payload).map_err(|error| {
-        let is_of_bytes = matches!(&error, rmp_serde::decode::Error::Syntax(message) if message.contains("byte array"));
-        // Serde has buffered the bytes, and `Vec<u8>` does not accept them then.
-        let remedy = if is_of_bytes { ": add `#[serde(with = \"serde_bytes\")]` to the `Vec<u8>`" } else { "" };
-        format!("{error}{remedy}")
-    })
+    if !is_shallow(payload) {
+        return Err(format!("it has more than {MAX_DEPTH} nested arrays, objects or enums"));
+    }
+    T::deserialize(&mut Deserializer::from_read_ref(payload).with_human_readable()).map_err(|error| error.to_string())
 }
 
 /// Returns the longest prefix of a text that a header can contain.
@@ -177,7 +178,7 @@ impl FloorCharBoundary for str {
 }
 
 /// A frame that is being encoded. Bytes beyond `max` are counted and not kept, so that a huge
-/// result is not held in memory twice.
+/// result is not held in memory twice, unless serde buffers it (`flatten`).
 struct Bounded {
     bytes: Vec<u8>,
     /// Length of the encoded data, kept or not, without the prefix.
@@ -428,14 +429,14 @@ mod tests {
     #[test]
     fn payload_over_the_limit_reports_its_length() {
         let header = Request::Cancel { job: 1 };
-        let fits = encode_with(&header, &vec![7_u8; 99], 100).unwrap();
+        let fits = encode_with(&header, &vec![7_u8; 97], 100).unwrap();
         assert_eq!(fits.len() - PREFIX, usize::try_from(u32::from_le_bytes(*fits.first_chunk().unwrap())).unwrap());
         let error = encode_with(&header, &vec![7_u8; 1_000_000], 100).unwrap_err();
-        assert!(matches!(error, EncodeError::TooLarge(1_000_003)), "{error:?}");
+        assert!(matches!(error, EncodeError::TooLarge(1_000_005)), "{error:?}");
         // A text is copied at once, not byte by byte.
-        assert_eq!(encode_with(&header, &"7".repeat(99), 100).unwrap().len(), fits.len());
+        assert_eq!(encode_with(&header, &"7".repeat(98), 100).unwrap().len(), fits.len());
         let error = encode_with(&header, &"7".repeat(1_000_000), 100).unwrap_err();
-        assert!(matches!(error, EncodeError::TooLarge(1_000_003)), "{error:?}");
+        assert!(matches!(error, EncodeError::TooLarge(1_000_005)), "{error:?}");
     }
 
     #[test]

@@ -132,6 +132,7 @@ compile_error!("feature `process` of tower-offload requires Unix: do not enable 
 
 mod builder;
 mod child;
+mod depth;
 mod driver;
 mod error;
 mod frame;

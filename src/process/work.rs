@@ -19,10 +19,13 @@ use crate::{
 /// result travels back in the same way. The attributes of serde work as they do with JSON, and as
 /// with JSON, `Some(None)` arrives as `None`.
 ///
-/// A `String` is copied at once. A `Vec<u8>` is sent as bytes, but serde handles each byte alone:
-/// for more than a few KiB, `#[serde(with = "serde_bytes")]` of the crate `serde_bytes` is faster. A
-/// `Vec<u8>` inside of `serde(flatten)`, or of an enum with `serde(untagged)` or `serde(tag)`,
-/// requires it.
+/// A `String` is copied at once, but serde handles each byte of a `Vec<u8>` alone, and those above
+/// 127 take two bytes. For more than a few KiB, use `#[serde(with = "serde_bytes")]` of the crate
+/// `serde_bytes`: 64 KiB then take a tenth of a millisecond instead of one.
+///
+/// Input, output and error may have 128 nested arrays, objects and enums, as with `serde_json`.
+/// Deeper ones are [`InvalidData`](super::RunError::InvalidData), so that work cannot overflow the
+/// stack of its caller.
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};

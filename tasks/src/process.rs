@@ -24,8 +24,12 @@ impl<E: IntoFailure> From<RunError<E>> for Failure {
             RunError::Failed(error) => return error.into_failure(),
             // The location is not for clients. It is part of what the process writes to stderr.
             RunError::Panicked(panic) => return Self::new("panic", panic.message()),
-            RunError::Rejected(_) | RunError::NoProcess(_) => "refused",
-            RunError::InvalidData(_) => "data",
+            RunError::NoProcess(_) => return Self::new("refused", "no process could be started for the job"),
+            RunError::Rejected(_) => "refused",
+            // Reasons may have parts of the data, and what a process wrote to stderr.
+            RunError::InvalidData(_) => {
+                return Self::new("data", "the data of the job cannot be passed to its process");
+            }
             RunError::Killed { by } => by.as_str(),
             RunError::Exited { .. } => "exit",
             RunError::Protocol => "protocol",

@@ -10,8 +10,8 @@ use tower_offload::{
 };
 
 use crate::support::{
-    Attributes, Do, Impostor, Meeting, Other, PATIENCE, Tagged, Undecodable, Unknown, builder, eventually, number,
-    pid_of, pool_that_holds_starts,
+    Attributes, Do, Impostor, Meeting, Nest, Other, PATIENCE, Tagged, Undecodable, Unknown, Untagged, builder,
+    eventually, number, pid_of, pool_that_holds_starts,
 };
 
 #[tokio::test]
@@ -189,6 +189,7 @@ async fn attributes_of_serde_have_their_meaning() {
         number: 0,
         bytes: vec![2, 9, 255],
         tagged: Some(Tagged::Text { text: "text".to_owned() }),
+        untagged: Vec::new(),
         json: serde_json::json!({ "list": [1, null, "two", 2.5] }),
         rest: [("more".to_owned(), 7)].into(),
     };
@@ -196,9 +197,23 @@ async fn attributes_of_serde_have_their_meaning() {
         let work = Attributes { skipped, ..work.clone() };
         assert_eq!(pool.run(work.clone()).await, Ok(work));
     }
-    let bytes = Attributes { tagged: Some(Tagged::Bytes { bytes: vec![1] }), ..work };
-    let Err(RunError::InvalidData(error)) = pool.run(bytes).await else { panic!("serde supports it now") };
-    assert!(error.to_string().contains("serde_bytes"), "{error}");
+    let mixed = vec![Untagged::Byte(1), Untagged::Text("a".to_owned()), Untagged::Bytes(b"abc".to_vec())];
+    let work = Attributes {
+        tagged: Some(Tagged::Bytes { bytes: vec![1], address: [127, 0, 0, 1].into() }),
+        untagged: mixed,
+        ..work
+    };
+    assert_eq!(pool.run(work.clone()).await, Ok(work));
+}
+
+#[tokio::test]
+async fn deep_output_is_an_error_instead_of_a_stack_overflow() {
+    let pool = builder().build().unwrap();
+    let before = pid_of(&pool).await;
+    assert!(pool.run(Nest(100)).await.is_ok());
+    let Err(RunError::InvalidData(error)) = pool.run(Nest(1000)).await else { panic!("no error") };
+    assert!(error.to_string().contains("nested"), "{error}");
+    assert_eq!(pid_of(&pool).await, before);
 }
 
 #[tokio::test]

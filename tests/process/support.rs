@@ -26,7 +26,7 @@ pub(crate) const HOLD_START: &str = "PROCESS_TEST_HOLD_START";
 /// The `main` of worker processes. In an ordinary test run it returns at once.
 #[test]
 pub(crate) fn process_worker() {
-    process::init_with::<(Do, Other, Undecodable, Attributes, soak::Job, crate::progress::Report)>(|| {
+    process::init_with::<(Do, Other, Undecodable, Attributes, Nest, soak::Job, crate::progress::Report)>(|| {
         if let Ok(port) = std::env::var(HOLD_START) {
             let _ = connect(port.parse().unwrap()).read(&mut [0]);
         }
@@ -329,6 +329,7 @@ pub(crate) struct Attributes {
     pub(crate) number: u8,
     pub(crate) bytes: Vec<u8>,
     pub(crate) tagged: Option<Tagged>,
+    pub(crate) untagged: Vec<Untagged>,
     pub(crate) json: serde_json::Value,
     #[serde(flatten)]
     pub(crate) rest: BTreeMap<String, u64>,
@@ -338,7 +339,35 @@ pub(crate) struct Attributes {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum Tagged {
     Text { text: String },
-    Bytes { bytes: Vec<u8> },
+    Bytes { bytes: Vec<u8>, address: std::net::IpAddr },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Untagged {
+    Byte(u8),
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+/// Work that returns a value with this many levels.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Nest(pub(crate) u32);
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Nested {
+    Not(Box<Nested>),
+    End,
+}
+
+impl Work for Nest {
+    const KIND: &'static str = "nest";
+    type Output = Nested;
+    type Error = String;
+
+    fn run(self, _: &Context) -> Result<Nested, String> {
+        Ok((0..self.0).fold(Nested::End, |inner, _| Nested::Not(Box::new(inner))))
+    }
 }
 
 impl Work for Attributes {

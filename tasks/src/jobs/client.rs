@@ -278,12 +278,13 @@ impl LeasedClient {
         self.stopper.as_ref().map(|_| &self.id)
     }
 
-    /// Requests cancellation of a job. A job that has finished or was deleted does not change.
+    /// Cancels a job for which cancellation is requested. A job that has finished, was deleted, or
+    /// was retried since the request was read, does not change.
     pub(super) async fn cancel(&self, database: &Database, river_id: i64) -> Result<(), StoreError> {
         let mut attempts = 1;
         loop {
-            match self.river.jobs().cancel(river_id).await {
-                Ok(_) | Err(Error::NotFound(_)) => return Ok(()),
+            match database.cancel_if_requested(&self.river, river_id).await? {
+                Ok(()) | Err(Error::NotFound(_)) => return Ok(()),
                 Err(Error::Database(error)) if database.is_conflict(&error) && attempts < MAX_CANCEL_ATTEMPTS => {
                     attempts += 1;
                 }

@@ -432,6 +432,28 @@ SELECT river_id FROM tower_offload_task WHERE river_id IS NOT NULL AND state < 1
         })
     }
 
+    /// Cancels a job like River does, if its record still has the request. Both are one
+    /// transaction, which locks the job first, so a retry comes before it or after it.
+    pub(super) async fn cancel_if_requested(
+        &self,
+        client: &Client,
+        river_id: i64,
+    ) -> Result<Result<(), Error>, StoreError> {
+        const IS_REQUESTED: &str = "
+SELECT 1 FROM tower_offload_task WHERE river_id = $1 AND state < 10 AND cancel_requested_at IS NOT NULL";
+        dispatch!(self, |database| {
+            let cancel = database.transaction(async |transaction| {
+                database.lock_job(transaction, river_id).await?;
+                let is_requested = sqlx::query(IS_REQUESTED).bind(river_id).fetch_optional(&mut **transaction).await?;
+                if is_requested.is_some() {
+                    client.jobs().cancel(river_id).tx(transaction).await?;
+                }
+                Ok::<_, Error>(())
+            });
+            cancel.await
+        })
+    }
+
     /// Returns River's id of a job, or `None` if the task is not a job.
     pub(super) async fn river_id(&self, id: TaskId) -> Result<Option<i64>, StoreError> {
         const RIVER_ID: &str = "SELECT river_id FROM tower_offload_task WHERE id = $1";

@@ -75,6 +75,11 @@ impl SqliteJobs {
         None
     }
 
+    /// The transaction has locked all jobs.
+    pub(super) async fn lock_job(&self, _: &mut SqliteTransaction<'_>, _: i64) -> Result<(), sqlx::Error> {
+        Ok(())
+    }
+
     /// SQLite serializes transactions, so they do not conflict.
     pub(super) fn is_conflict(&self, _: &sqlx::Error) -> bool {
         false

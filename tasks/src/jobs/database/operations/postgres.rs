@@ -90,10 +90,11 @@ SELECT job.id, task.id, job.attempt::bigint, job.state::text, task.state, job.qu
 FROM river_job AS job JOIN tower_offload_task AS task ON task.river_id = job.id
 WHERE task.id = ANY($1) ORDER BY job.id FOR UPDATE OF job";
 
-/// Nothing of the earlier attempts is left that the next end would keep.
+/// Nothing of the earlier attempts is left that the next end would keep. The steps of a job that
+/// has succeeded run again; those of another one are done.
 const RETRY: &str = "
 UPDATE river_job SET state = 'available', finalized_at = NULL, scheduled_at = clock_timestamp(),
-    max_attempts = greatest(max_attempts, attempt + 1), metadata = metadata - 'cancel_attempted_at' - 'output'
+    max_attempts = greatest(max_attempts, attempt + 1), metadata = CASE WHEN state = 'completed' THEN metadata - 'tower_offload:steps' ELSE metadata END - 'cancel_attempted_at' - 'output'
 WHERE id = ANY($1)";
 const REOPEN: &str = "
 UPDATE tower_offload_task AS task SET state = 0, attempt = job.attempt, max_attempts = job.max_attempts, due_at = NULL, progress = NULL,

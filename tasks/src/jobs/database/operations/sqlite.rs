@@ -104,13 +104,15 @@ const FIND: &str = "
 SELECT job.id, task.id, job.attempt, job.state, task.state, job.queue
 FROM tower_offload_task AS task JOIN river_job AS job ON job.id = task.river_id WHERE task.id = $1";
 
-/// Nothing of the earlier attempts is left that the next end would keep.
+/// Nothing of the earlier attempts is left that the next end would keep. The steps of a job that
+/// has succeeded run again; those of another one are done.
 const RETRY: &str = concat!(
     "UPDATE river_job SET state = 'available', finalized_at = NULL, scheduled_at = ",
     now!(),
     ", max_attempts = max(max_attempts, attempt + 1), metadata = jsonb_remove(",
     json_or!("metadata", "{}"),
-    ", '$.cancel_attempted_at', '$.output') WHERE id = $1"
+    ", '$.cancel_attempted_at', '$.output', CASE WHEN state = 'completed' THEN '$.\"tower_offload:steps\"' ELSE '$.output' END) \
+     WHERE id = $1"
 );
 const REOPEN: &str = "
 UPDATE tower_offload_task SET state = 0, attempt = job.attempt, max_attempts = job.max_attempts, due_at = NULL, progress = NULL,

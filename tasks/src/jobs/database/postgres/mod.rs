@@ -169,6 +169,12 @@ impl PostgresJobs {
         Ok(inserted)
     }
 
+    /// Locks a job until the end of the transaction.
+    pub(super) async fn lock_job(&self, transaction: &mut PgTransaction<'_>, river_id: i64) -> Result<(), sqlx::Error> {
+        const LOCK: &str = "SELECT 1 FROM river_job WHERE id = $1 FOR UPDATE";
+        sqlx::query(LOCK).bind(river_id).execute(&mut **transaction).await.map(drop)
+    }
+
     /// Returns `true` if a lock was not granted in time.
     pub(super) fn is_lock_timeout(&self, error: &sqlx::Error) -> bool {
         error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
