@@ -229,7 +229,8 @@ impl ProcessPool {
         let used = first.and_then(os::resident_memory);
         match shared.config.max_memory.zip(used) {
             Some((max, used)) if max < used => Err(BuildErrorKind::Configuration(
-                format!("`max_memory` is {max} bytes, and a process without a job has {used}").into(),
+                format!("`max_memory` must be at least what a process without a job has, {used} bytes, and is {max}")
+                    .into(),
             )),
             _ => Ok(()),
         }

@@ -432,7 +432,14 @@ async fn list(filter: Filter, page: Page) -> Outcome {
             ended(&tasks, task.id()).await;
         }
         let listing = tasks.list(&filter, page).await.unwrap();
-        assert!(!listing.records.is_empty() || filter.name.is_some() || filter.owner.is_some());
+        assert!(
+            !listing.records.is_empty()
+                || filter.name.is_some()
+                || filter.owner.is_some()
+                || filter.queue.is_some()
+                || filter.text.is_some()
+                || filter.river_id.is_some()
+        );
         assert!(listing.records.iter().all(|record| filter.matches(record)));
     }
     Ok(())

@@ -120,6 +120,9 @@ pub(super) async fn change(queue: &Queue, ids: &[TaskId], change: Change) -> Res
         Change::Cancel => queue.cancel_requested.notify_one(),
         Change::Discard | Change::Reschedule(_) => {}
     }
+    if matches!(change, Change::Cancel | Change::Discard) {
+        changes.changed.iter().for_each(|id| queue.environment.ended.send(*id)); // running ones are ignored
+    }
     available.iter().for_each(|name| queue.wake(name));
     let followers = queue.environment.tasks.followers();
     changes.changed.iter().for_each(|id| followers.changed(*id));

@@ -378,14 +378,16 @@ impl Queue {
             if state.polls >= POLLS_UNTIL_REPEAT {
                 (state.polls, state.forwarded) = (0, HashSet::new());
             }
-            state.forwarded.retain(|id| requested.contains(id));
-            requested.into_iter().filter(|id| !state.forwarded.contains(id)).collect()
+            let open: HashSet<_> = requested.iter().map(|(river_id, _)| *river_id).collect();
+            state.forwarded.retain(|id| open.contains(id));
+            requested.into_iter().filter(|(river_id, _)| !state.forwarded.contains(river_id)).collect()
         };
         let mut result = Ok(());
-        for id in new {
+        for (river_id, id) in new {
             // A failure does not affect the other requests.
-            if let Err(error) = self.forward_cancel_request(id).await {
-                result = Err(error);
+            match self.forward_cancel_request(river_id).await {
+                Ok(()) => self.environment.ended.send(id), // it has ended if it was queued
+                Err(error) => result = Err(error),
             }
         }
         result

@@ -3,13 +3,14 @@
 use std::sync::{Arc, Mutex, mpsc};
 
 use serde_json::json;
-use tower_offload_tasks::{Record, TaskId, TaskState};
+use tower_offload_tasks::{BulkAction, Record, TaskId, TaskState, store::Filter};
 use tower_offload_tests::eventually;
 
 use super::support::{Act, LONG, TestDatabase, TestWorkers, ended, on_each_database};
 
 on_each_database! {
     callback_gets_each_final_record_once
+    callback_is_called_for_jobs_that_operators_end
     slow_callback_delays_no_job_and_a_shutdown_waits_for_it
 }
 
@@ -46,6 +47,38 @@ async fn callback_gets_each_final_record_once(database: TestDatabase) {
     assert_eq!([cancelled, stopped].map(state), [TaskState::Cancelled; 2]);
     let result = records.iter().find(|record| record.id == succeeded).and_then(|record| record.result.clone());
     assert_eq!(result.unwrap().as_str(), "7");
+}
+
+async fn callback_is_called_for_jobs_that_operators_end(database: TestDatabase) {
+    let (tasks, workers) = (database.tasks().await, TestWorkers::new());
+    let ends = Arc::new(Mutex::new(Vec::new()));
+    let seen = ends.clone();
+    let jobs =
+        workers.builder(&tasks).on_end(move |record| seen.lock().unwrap().push(record.id)).start().await.unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..12 {
+        ids.push(jobs.enqueue(Act::Return(json!(1))).delay(LONG).await.unwrap().id());
+    }
+    tasks.discard(ids[0]).await.unwrap();
+    // More than are forwarded at once.
+    let cancels: Vec<_> = ids[1..11]
+        .iter()
+        .map(|id| {
+            tokio::spawn({
+                let (tasks, id) = (tasks.clone(), *id);
+                async move { tasks.cancel(id).await.unwrap() }
+            })
+        })
+        .collect();
+    for cancel in cancels {
+        cancel.await.unwrap();
+    }
+    tasks.bulk(BulkAction::Cancel, &Filter::default(), None).await.unwrap();
+    eventually("every callback", async || ends.lock().unwrap().len() == ids.len()).await;
+    assert!(jobs.shutdown(LONG).await.is_clean());
+    let mut ended = ends.lock().unwrap().clone();
+    ended.sort_unstable();
+    assert_eq!(ended, ids);
 }
 
 async fn slow_callback_delays_no_job_and_a_shutdown_waits_for_it(database: TestDatabase) {

@@ -30,6 +30,7 @@ on_each_database! {
     discarded_job_has_failed_with_this_class
     due_time_is_changed_in_both_directions
     one_of_two_retries_has_an_effect
+    job_of_an_earlier_version_gets_its_queue
     retry_and_the_end_of_an_attempt_exclude_each_other
     discard_and_a_claim_exclude_each_other
     many_jobs_are_changed_at_once
@@ -275,6 +276,27 @@ impl Held {
             Self::Postgres(mut connection) => drop(sqlx::query("COMMIT").execute(&mut connection).await.unwrap()),
         }
     }
+}
+
+/// Operations on many jobs and the page recognize a job by its queue.
+async fn job_of_an_earlier_version_gets_its_queue(database: TestDatabase) {
+    let (tasks, _workers, jobs) = start(&database).await;
+    let (ended_before, changes_later) =
+        (jobs.enqueue(act()).await.unwrap().id(), jobs.enqueue(act()).delay(LONG).await.unwrap().id());
+    ended(&tasks, ended_before).await;
+    database.execute("UPDATE tower_offload_task SET queue = NULL").await;
+    tasks.cancel(changes_later).await.unwrap();
+    assert_eq!(ended(&tasks, changes_later).await.queue.as_deref(), Some("default"));
+    assert!(jobs.shutdown(LONG).await.is_clean());
+    // As if the triggers were those of the earlier version.
+    match database {
+        TestDatabase::Sqlite(_) => database.execute("DROP TRIGGER tower_offload_changed").await,
+        TestDatabase::Postgres(_) => database.execute("DROP TRIGGER tower_offload_changed ON river_job").await,
+    };
+    database.execute("UPDATE tower_offload_task SET queue = NULL").await;
+    let jobs = TestWorkers::new().start(&tasks).await;
+    assert_eq!(record(&tasks, ended_before).await.queue.as_deref(), Some("default"));
+    assert!(jobs.shutdown(LONG).await.is_clean());
 }
 
 async fn one_of_two_retries_has_an_effect(database: TestDatabase) {

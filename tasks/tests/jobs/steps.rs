@@ -25,6 +25,7 @@ use super::{
 
 on_each_database! {
     finished_steps_run_once_across_attempts
+    job_that_succeeded_runs_its_steps_again_when_it_is_retried
     step_of_a_lost_claim_is_not_stored
     shutdown_stops_a_job_before_its_next_step
     hostile_metadata_has_no_effect
@@ -93,6 +94,19 @@ async fn finished_steps_run_once_across_attempts(database: TestDatabase) {
     let record = ended(&tasks, id).await;
     assert_eq!((record.attempt, record.result.unwrap().as_str()), (2, "true"));
     assert_eq!(ran.take(), ["a", "b", "b"]);
+    assert!(jobs.shutdown(LONG).await.is_clean());
+}
+
+async fn job_that_succeeded_runs_its_steps_again_when_it_is_retried(database: TestDatabase) {
+    let (tasks, ran) = (database.tasks().await, Ran::default());
+    let steps = ran.clone();
+    let worker =
+        move |_: Work, context: Context| -> Result<(), Failure> { Ok(context.step("charge", || steps.run("charge"))?) };
+    let jobs = builder(&tasks).blocking_worker(ThreadPool::blocking(1), LONG, worker).start().await.unwrap();
+    let id = jobs.enqueue(Work(0)).await.unwrap().id();
+    assert_eq!(ended(&tasks, id).await.state, TaskState::Succeeded);
+    tasks.retry(id).await.unwrap();
+    assert_eq!((ended(&tasks, id).await.attempt, ran.take().len()), (2, 2));
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 

@@ -110,7 +110,7 @@ use riverqueue::{Client, ClientBuilder, Error, JobRow, sqlx};
 
 #[cfg(feature = "postgres")]
 use self::postgres::PostgresJobs;
-use self::recovery::COPY_ENDS;
+use self::recovery::{COPY_ENDS, record_id};
 #[cfg(feature = "sqlite")]
 use self::sqlite::SqliteJobs;
 use super::{
@@ -424,11 +424,14 @@ WHERE id = $1 AND state = 1 AND attempt = $2";
     }
 
     /// Returns the unfinished jobs for which cancellation was requested.
-    pub(super) async fn cancel_requests(&self) -> Result<Vec<i64>, StoreError> {
+    pub(super) async fn cancel_requests(&self) -> Result<Vec<(i64, TaskId)>, StoreError> {
         const REQUESTS: &str = "
-SELECT river_id FROM tower_offload_task WHERE river_id IS NOT NULL AND state < 10 AND cancel_requested_at IS NOT NULL";
+SELECT river_id, id FROM tower_offload_task WHERE river_id IS NOT NULL AND state < 10 AND cancel_requested_at IS NOT NULL";
         dispatch!(self, |database| {
-            database.read(async |connection| sqlx::query_scalar(REQUESTS).fetch_all(connection).await).await
+            let read = database
+                .read(async |connection| sqlx::query_as::<_, (i64, Vec<u8>)>(REQUESTS).fetch_all(connection).await);
+            let requests = read.await?.into_iter();
+            Ok(requests.filter_map(|(river_id, id)| Some((river_id, record_id(Some(id))?))).collect())
         })
     }
 

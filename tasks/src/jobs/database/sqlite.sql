@@ -54,6 +54,7 @@ BEGIN
             WHEN NEW.state = 'discarded' AND error_class = 'timeout' THEN 13
             WHEN NEW.state = 'discarded' THEN 11
             ELSE 0 END,
+        queue = coalesce(queue, nullif(NEW.queue, 'tower_offload_paused')),
         attempt = NEW.attempt,
         max_attempts = NEW.max_attempts,
         due_at = CASE WHEN NEW.state IN ('available', 'pending', 'scheduled', 'retryable') AND NEW.scheduled_at > strftime('%Y-%m-%d %H:%M:%f', 'now')
@@ -86,3 +87,7 @@ BEGIN
         finished_at = max(CAST(unixepoch('subsec') * 1000 AS INTEGER), coalesce(started_at, created_at))
     WHERE river_id = OLD.id AND state < 10;
 END;
+
+-- Jobs of earlier versions.
+UPDATE tower_offload_task SET queue = (SELECT queue FROM river_job WHERE id = river_id) WHERE river_id IS NOT NULL AND queue IS NULL;
+

@@ -37,13 +37,21 @@ fn check_trigger_version(installed: Option<i64>) -> Result<(), StoreError> {
 
 const TRIGGERS_SQL: &str = concat!(include_str!("triggers.sql"), include_str!("sequences.sql"));
 
+/// The number of triggers that are enabled.
+macro_rules! enabled_triggers {
+    () => {
+        "(SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'tower\\_offload\\_%' AND tgenabled <> 'D' \
+         AND tgrelid IN (to_regclass('river_job'), to_regclass('tower_offload_touched')))"
+    };
+}
+
 /// Versions of River's tables and of the triggers, and the number of triggers that are enabled. The
 /// functions may exist without the triggers, if `river_job` was dropped and created again.
-const INSTALLED: &str = "
-SELECT CASE WHEN comment ~ '^[0-9]{1,9}$' THEN comment::bigint END,
-    (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'tower\\_offload\\_%' AND tgenabled <> 'D'
-        AND tgrelid IN (to_regclass('river_job'), to_regclass('tower_offload_touched')))
-FROM obj_description(to_regprocedure('tower_offload_fence()'), 'pg_proc') AS comment";
+const INSTALLED: &str = concat!(
+    "SELECT CASE WHEN comment ~ '^[0-9]{1,9}$' THEN comment::bigint END, ",
+    enabled_triggers!(),
+    " FROM obj_description(to_regprocedure('tower_offload_fence()'), 'pg_proc') AS comment"
+);
 const RIVER_INSTALLED: &str = "SELECT coalesce(max(version), 0) FROM river_migration WHERE line = 'main'";
 /// River's first versions have no lines.
 const HAS_LINES: &str = "
@@ -165,7 +173,10 @@ pub(in crate::jobs) fn migration_sql(schema: &Schema) -> String {
         script += &migration_step(&condition, &format!("{up}\n;{record};\n"));
     }
     let version = "obj_description(to_regprocedure('tower_offload_fence()'), 'pg_proc')";
-    let is_older =
-        format!("coalesce(CASE WHEN {version} ~ '^[0-9]{{1,9}}$' THEN {version}::bigint END, 0) < {TRIGGER_VERSION}");
-    script + &migration_step(&is_older, &format!("{TRIGGERS_SQL}{SET_VERSION};\n"))
+    let installed = format!("coalesce(CASE WHEN {version} ~ '^[0-9]{{1,9}}$' THEN {version}::bigint END, 0)");
+    // Also if triggers are disabled, or are gone with the table.
+    let enabled = enabled_triggers!();
+    let is_needed =
+        format!("{installed} < {TRIGGER_VERSION} OR ({installed} = {TRIGGER_VERSION} AND {enabled} <> {TRIGGERS})");
+    script + &migration_step(&is_needed, &format!("{TRIGGERS_SQL}{SET_VERSION};\n"))
 }

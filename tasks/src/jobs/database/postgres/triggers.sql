@@ -101,6 +101,8 @@ BEGIN
             WHEN NEW.state = 'discarded' AND task.error_class = 'timeout' THEN 13
             WHEN NEW.state = 'discarded' THEN 11
             ELSE 0 END,
+        -- A process of an earlier version inserts none.
+        queue = coalesce(task.queue, nullif(NEW.queue, 'tower_offload_paused')),
         attempt = NEW.attempt,
         max_attempts = NEW.max_attempts,
         due_at = CASE WHEN NEW.state IN ('available', 'pending', 'scheduled', 'retryable') AND NEW.scheduled_at > clock_timestamp()
@@ -174,3 +176,5 @@ BEGIN
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %I() FROM PUBLIC', name);
     END LOOP;
 END $$;
+-- Jobs of earlier versions.
+UPDATE tower_offload_task AS task SET queue = job.queue FROM river_job AS job WHERE job.id = task.river_id AND task.queue IS NULL;

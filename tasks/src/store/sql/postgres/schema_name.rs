@@ -11,10 +11,12 @@ impl Schema {
     /// Checks a name.
     pub(crate) fn new(name: Option<&str>) -> Result<Self, StoreError> {
         let Some(name) = name else { return Ok(Self(None)) };
-        if name.is_empty() || name.len() > MAX_BYTES || name.contains('\0') {
+        // Postgres replaces this name, also in quotes.
+        let is_user = name == "$user";
+        if name.is_empty() || name.len() > MAX_BYTES || name.contains('\0') || is_user {
             let shown = sanitize(name, MAX_BYTES);
             return Err(StoreError::other(format!(
-                "the schema name {shown:?} is not valid: use 1 to {MAX_BYTES} bytes without NUL"
+                "the schema name {shown:?} is not valid: use 1 to {MAX_BYTES} bytes without NUL, and not `$user`"
             )));
         }
         Ok(Self(Some(name.to_owned())))
