@@ -278,13 +278,14 @@ impl LeasedClient {
         self.stopper.as_ref().map(|_| &self.id)
     }
 
-    /// Cancels a job for which cancellation is requested. A job that has finished, was deleted, or
-    /// was retried since the request was read, does not change.
-    pub(super) async fn cancel(&self, database: &Database, river_id: i64) -> Result<(), StoreError> {
+    /// Cancels a job for which cancellation is requested. Returns `false` if it has finished, was
+    /// deleted, or was retried since the request was read: it does not change then.
+    pub(super) async fn cancel(&self, database: &Database, river_id: i64) -> Result<bool, StoreError> {
         let mut attempts = 1;
         loop {
             match database.cancel_if_requested(&self.river, river_id).await? {
-                Ok(()) | Err(Error::NotFound(_)) => return Ok(()),
+                Ok(is_requested) => return Ok(is_requested),
+                Err(Error::NotFound(_)) => return Ok(false),
                 Err(Error::Database(error)) if database.is_conflict(&error) && attempts < MAX_CANCEL_ATTEMPTS => {
                     attempts += 1;
                 }

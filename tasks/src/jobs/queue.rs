@@ -400,7 +400,9 @@ impl Queue {
 
     async fn forward_cancel_request(&self, river_id: i64) -> Result<(), StoreError> {
         let Some(client) = self.client() else { return Ok(()) };
-        client.cancel(&self.environment.database, river_id).await?;
+        if !client.cancel(&self.environment.database, river_id).await? {
+            return Ok(());
+        }
         // A client that was replaced or stopped is no longer notified, and looks once a minute.
         self.environment.running.cancel(river_id);
         lock(&self.state).forwarded.insert(river_id);

@@ -483,12 +483,13 @@ async fn insert_tasks(database: &TestDatabase, count: i64) {
             ("convert_to(lpad(number::text, 8, '0') || repeat('0', 14), 'UTF8')", "number::text")
         }
     };
+    let since = now().as_millis() - 1_000_000; // otherwise they are swept
     let insert = format!(
         "INSERT INTO tower_offload_task (id, epoch, name, owner, state, attempt, max_attempts, version, created_at, started_at, finished_at,
             error_class, error_message, queue)
         WITH RECURSIVE numbers(number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < {count})
         SELECT {id}, 0, CASE WHEN number <= 3 THEN 'needle' WHEN number % 2 = 0 THEN 'report' ELSE 'mail' END,
-            CASE WHEN number % 10 = 0 THEN 'ann' END, CASE WHEN number % 1000 = 0 THEN 11 ELSE 10 END, 1, 1, 3, number, number + 5, number + 15,
+            CASE WHEN number % 10 = 0 THEN 'ann' END, CASE WHEN number % 1000 = 0 THEN 11 ELSE 10 END, 1, 1, 3, {since} + number, {since} + number + 5, {since} + number + 15,
             CASE WHEN number % 1000 = 0 THEN 'io' END, CASE WHEN number % 1000 = 0 THEN 'failed at ' || {wide} END, 'default' FROM numbers"
     );
     assert_eq!(database.execute(&insert).await, u64::try_from(count).unwrap());

@@ -435,23 +435,28 @@ SELECT river_id, id FROM tower_offload_task WHERE river_id IS NOT NULL AND state
         })
     }
 
-    /// Cancels a job like River does, if its record still has the request. Both are one
-    /// transaction, which locks the job first, so a retry comes before it or after it.
+    /// Cancels a job, if its record still has the request. Both are one transaction, which locks the
+    /// job first, so a retry comes before it or after it. Returns `false` if there is no request.
+    ///
+    /// River notifies its clients of a cancellation, who may get the notification when the job was
+    /// retried and runs again. So only a running job is cancelled by River.
     pub(super) async fn cancel_if_requested(
         &self,
         client: &Client,
         river_id: i64,
-    ) -> Result<Result<(), Error>, StoreError> {
+    ) -> Result<Result<bool, Error>, StoreError> {
         const IS_REQUESTED: &str = "
 SELECT 1 FROM tower_offload_task WHERE river_id = $1 AND state < 10 AND cancel_requested_at IS NOT NULL";
         dispatch!(self, |database| {
             let cancel = database.transaction(async |transaction| {
-                database.lock_job(transaction, river_id).await?;
+                let is_running = database.lock_job(transaction, river_id).await?;
                 let is_requested = sqlx::query(IS_REQUESTED).bind(river_id).fetch_optional(&mut **transaction).await?;
-                if is_requested.is_some() {
-                    client.jobs().cancel(river_id).tx(transaction).await?;
+                match (is_running, is_requested) {
+                    (Some(true), Some(_)) => drop(client.jobs().cancel(river_id).tx(&mut *transaction).await?),
+                    (Some(false), Some(_)) => database.cancel_waiting(&mut *transaction, river_id).await?,
+                    _ => return Ok(false),
                 }
-                Ok::<_, Error>(())
+                Ok::<_, Error>(true)
             });
             cancel.await
         })

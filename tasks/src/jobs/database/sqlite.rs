@@ -75,9 +75,15 @@ impl SqliteJobs {
         None
     }
 
-    /// The transaction has locked all jobs.
-    pub(super) async fn lock_job(&self, _: &mut SqliteTransaction<'_>, _: i64) -> Result<(), sqlx::Error> {
-        Ok(())
+    /// Returns whether a job is running, or `None` if it does not exist. The transaction has locked
+    /// all jobs.
+    pub(super) async fn lock_job(
+        &self,
+        transaction: &mut SqliteTransaction<'_>,
+        river_id: i64,
+    ) -> Result<Option<bool>, sqlx::Error> {
+        const IS_RUNNING: &str = "SELECT state = 'running' FROM river_job WHERE id = $1";
+        sqlx::query_scalar(IS_RUNNING).bind(river_id).fetch_optional(&mut **transaction).await
     }
 
     /// SQLite serializes transactions, so they do not conflict.

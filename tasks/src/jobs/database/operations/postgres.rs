@@ -1,4 +1,4 @@
-use riverqueue::sqlx::{self, Row};
+use riverqueue::sqlx::{self, PgConnection, Row};
 
 use super::{
     Changed, DISCARDED_CLASS, DISCARDED_MESSAGE, IMMEDIATE_MILLIS, LockedJob, MAX_MOVED, PAUSED_QUEUE, divide,
@@ -56,6 +56,15 @@ impl PostgresJobs {
         .await
     }
 
+    /// Cancels a locked job that is not running. One that has ended does not change.
+    pub(in crate::jobs::database) async fn cancel_waiting(
+        &self,
+        connection: &mut PgConnection,
+        river_id: i64,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(CANCEL).bind(vec![river_id]).execute(connection).await.map(drop)
+    }
+
     pub(super) async fn put_aside(&self, claim: &Claim, kind: &str) -> Result<bool, StoreError> {
         self.read(async |connection| {
             let put = sqlx::query_scalar::<_, i64>(PUT_ASIDE).bind(claim.river_id).bind(claim.attempt);
@@ -110,7 +119,7 @@ WHERE river_id = ANY($1) AND state < 10 AND cancel_requested_at IS NULL";
 const CANCEL: &str = "
 UPDATE river_job SET state = 'cancelled', finalized_at = clock_timestamp(), metadata = jsonb_set(metadata, '{cancel_attempted_at}',
     to_jsonb(to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')))
-WHERE id = ANY($1) AND state <> 'running'";
+WHERE id = ANY($1) AND state <> 'running' AND finalized_at IS NULL";
 
 /// The trigger keeps the class and the message.
 const DESCRIBE_DISCARD: &str = "

@@ -41,6 +41,15 @@ impl SqliteJobs {
         .await
     }
 
+    /// Cancels a job that is not running. One that has ended does not change.
+    pub(in crate::jobs::database) async fn cancel_waiting(
+        &self,
+        connection: &mut SqliteConnection,
+        river_id: i64,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(CANCEL).bind(river_id).execute(connection).await.map(drop)
+    }
+
     pub(super) async fn put_aside(&self, claim: &Claim, kind: &str) -> Result<bool, StoreError> {
         let put = self.transaction(async |transaction| {
             let put = sqlx::query(PUT_ASIDE).bind(claim.river_id).bind(claim.attempt).bind(&*claim.client);
@@ -129,7 +138,7 @@ const CANCEL: &str = concat!(
     now!(),
     ", metadata = jsonb_set(",
     json_or!("metadata", "{}"),
-    ", '$.cancel_attempted_at', strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) WHERE id = $1 AND state <> 'running'"
+    ", '$.cancel_attempted_at', strftime('%Y-%m-%dT%H:%M:%fZ', 'now')) WHERE id = $1 AND state <> 'running' AND finalized_at IS NULL"
 );
 
 /// The trigger keeps the class and the message.

@@ -169,10 +169,15 @@ impl PostgresJobs {
         Ok(inserted)
     }
 
-    /// Locks a job until the end of the transaction.
-    pub(super) async fn lock_job(&self, transaction: &mut PgTransaction<'_>, river_id: i64) -> Result<(), sqlx::Error> {
-        const LOCK: &str = "SELECT 1 FROM river_job WHERE id = $1 FOR UPDATE";
-        sqlx::query(LOCK).bind(river_id).execute(&mut **transaction).await.map(drop)
+    /// Locks a job until the end of the transaction. Returns whether it is running, or `None` if it
+    /// does not exist.
+    pub(super) async fn lock_job(
+        &self,
+        transaction: &mut PgTransaction<'_>,
+        river_id: i64,
+    ) -> Result<Option<bool>, sqlx::Error> {
+        const LOCK: &str = "SELECT state = 'running' FROM river_job WHERE id = $1 FOR UPDATE";
+        sqlx::query_scalar(LOCK).bind(river_id).fetch_optional(&mut **transaction).await
     }
 
     /// Returns `true` if a lock was not granted in time.
