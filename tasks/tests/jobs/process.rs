@@ -252,7 +252,7 @@ async fn work_that_was_not_passed_to_init_is_an_error_at_start(database: TestDat
     }
     let (tasks, pool) = (database.tasks().await, pool().build().unwrap());
     let builder = Jobs::builder(&tasks).process_worker::<Forgotten>(pool, LONG);
-    let error = builder.start().await.err().expect("its jobs would fail");
+    let error = builder.start().await.expect_err("its jobs would fail");
     assert!(error.is_invalid() && error.to_string().contains("\"forgotten\""), "{error}");
 }
 
