@@ -87,8 +87,8 @@ impl<'a> TaskBuilder<'a> {
     /// See [Sequences](crate::background#sequences). A [`Reservation`] takes its place when it gets
     /// its work, so one that is kept does not hold up its sequence.
     ///
-    /// Keys are equal if they pass the same bytes to the hasher. Their types do not count: `"7"` and
-    /// `"7".to_owned()` are one key, and so are the newtypes `CustomerId(7_u64)` and
+    /// Keys are equal if they pass the same bytes to the hasher. Their types do not count: `"7"`
+    /// and `"7".to_owned()` are one key, and so are the newtypes `CustomerId(7_u64)` and
     /// `InvoiceId(7_u64)`. Name the kind of key in a tuple, such as `("customer", 7)`, to keep two
     /// kinds apart.
     pub fn sequence(self, key: impl Hash) -> Self {

@@ -207,9 +207,9 @@ async fn main() -> anyhow::Result<()> {
         .route("/jobs", routing::post(append))
         .route("/poison", routing::post(poison))
         .route_service("/status", tasks.status_alias())
-        // Permits everything, because the server listens on the loopback interface only. Any page in
-        // a browser on this host can nevertheless send `POST /jobs` and `POST /poison`. A server with
-        // users must authenticate them, and refuse requests of other origins.
+        // Permits everything, because the server listens on the loopback interface only. Any page
+        // in a browser on this host can nevertheless send `POST /jobs` and `POST /poison`. A server
+        // with users must authenticate them, and refuse requests of other origins.
         .nest_service("/tasks", tasks.service().authorize(|_, _| Access::All))
         .with_state(App { jobs: jobs.clone(), attempts });
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await;

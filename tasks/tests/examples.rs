@@ -136,7 +136,8 @@ async fn job_that_is_cancelled_in_its_last_step_writes_nothing() {
         };
         tower_offload_tests::eventually("the last step", is_in_last_step).await;
         server.delete(location).await;
-        let events = server.get(&format!("{location}/events")).await; // the stream ends with the job
+        // The stream ends with the job.
+        let events = server.get(&format!("{location}/events")).await;
         if events.text().contains("\"state\":\"cancelled\"") {
             let lines = fs::read_to_string(&out).unwrap_or_default();
             assert!(!lines.contains(&format!("key-{key}")), "{lines}");
