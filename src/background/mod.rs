@@ -106,6 +106,9 @@
 //!   these keys do: with a [`max_running`](BackgroundBuilder::max_running) of 1, all tasks run in
 //!   the order of their submission.
 //! - A key takes 8 bytes, and is forgotten when its last task completes.
+//! - Keys of different types can be equal: two newtypes of the same integer, or a text that another
+//!   part of the program uses too. Tasks of both are one sequence then. Name the kind of key in a
+//!   tuple, such as `("customer", 7)`, to keep them apart.
 //! - What a task has started elsewhere is not part of it. If a future is dropped while it waits for
 //!   a process of a `ProcessPool` or for a spawned task, that may still run when the next task
 //!   starts.

@@ -91,7 +91,8 @@ enum Stage {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BackgroundStats {
-    /// Total number of tasks that were rejected: the background was full or closed.
+    /// Total number of tasks that were rejected: the background or their sequence was full, or the
+    /// background was closed.
     pub rejected: u64,
     /// Current number of tasks that wait for the end of a response.
     pub awaiting_response: usize,

@@ -84,9 +84,13 @@ impl<'a> TaskBuilder<'a> {
     /// key counts.
     ///
     /// Tasks of one sequence run one at a time, in the order in which their work was submitted.
-    /// See [Sequences](crate::background#sequences). Keys are equal if their hashes are: `"7"` and
-    /// `"7".to_owned()` are one key, `7_u32` and `7_u64` are two. A [`Reservation`] takes its place
-    /// when it gets its work, so one that is kept does not hold up its sequence.
+    /// See [Sequences](crate::background#sequences). A [`Reservation`] takes its place when it gets
+    /// its work, so one that is kept does not hold up its sequence.
+    ///
+    /// Keys are equal if they pass the same bytes to the hasher. Their types do not count: `"7"`
+    /// and `"7".to_owned()` are one key, and so are the newtypes `CustomerId(7_u64)` and
+    /// `InvoiceId(7_u64)`. Name the kind of key in a tuple, such as `("customer", 7)`, to keep two
+    /// kinds apart.
     pub fn sequence(self, key: impl Hash) -> Self {
         Self { sequence: Some(SequenceKey::new(&key)), ..self }
     }
@@ -112,7 +116,8 @@ impl<'a> TaskBuilder<'a> {
     ///
     /// # Errors
     ///
-    /// Returns an error if the background is full or closed.
+    /// Returns an error if the background or the [sequence](Self::sequence) of the task is full, or
+    /// if the background is closed.
     pub fn reserve(self) -> Result<Reservation, SubmitError> {
         let Self { background, name, sequence, timeout, on_runtime } = self;
         let header = background.shared.reserve(name, false, sequence)?;
@@ -125,7 +130,8 @@ impl<'a> TaskBuilder<'a> {
     ///
     /// # Errors
     ///
-    /// Returns an error if the background is full or closed. The closure is dropped then.
+    /// Returns an error if the background or the [sequence](Self::sequence) of the task is full, or
+    /// if the background is closed. The closure is dropped then.
     pub fn spawn_blocking<F, T>(self, work: F) -> Result<TaskHandle, SubmitError>
     where
         F: FnOnce() -> T + Send + 'static,
@@ -138,7 +144,8 @@ impl<'a> TaskBuilder<'a> {
     ///
     /// # Errors
     ///
-    /// Returns an error if the background is full or closed. The future is dropped then.
+    /// Returns an error if the background or the [sequence](Self::sequence) of the task is full, or
+    /// if the background is closed. The future is dropped then.
     pub fn spawn<F>(self, work: F) -> Result<TaskHandle, SubmitError>
     where
         F: Future<Output: TaskOutput> + Send + 'static,

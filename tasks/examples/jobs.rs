@@ -121,10 +121,10 @@ impl TryFrom<u64> for Millis {
     type Error = String;
 
     fn try_from(millis: u64) -> Result<Self, Self::Error> {
-        if Duration::from_millis(millis) <= TIMEOUT {
+        if Duration::from_millis(millis) < TIMEOUT {
             Ok(Self(millis))
         } else {
-            Err(format!("at most {} are allowed, since an attempt times out then", TIMEOUT.as_millis()))
+            Err(format!("less than {} are allowed, since an attempt times out then", TIMEOUT.as_millis()))
         }
     }
 }
@@ -168,10 +168,10 @@ async fn poison(extract::State(app): extract::State<App>) -> Result<Accepted, Ac
 /// written twice, so readers of the file must ignore duplicates.
 fn work(out: &Path, job: &Append, context: &jobs::Context) -> Result<(), io::Error> {
     for step in 0..10 {
+        thread::sleep(Duration::from_millis(job.ms.0) / 10); // the actual work
         if context.is_cancelled() {
             return Err(io::Error::other("cancelled"));
         }
-        thread::sleep(Duration::from_millis(job.ms.0) / 10); // the actual work
         context.set(f64::from(step + 1) / 10.0, job.key.0.as_str());
     }
     if context.attempt() <= job.fail {
@@ -207,7 +207,9 @@ async fn main() -> anyhow::Result<()> {
         .route("/jobs", routing::post(append))
         .route("/poison", routing::post(poison))
         .route_service("/status", tasks.status_alias())
-        // Permits everything, because the server listens on the loopback interface only.
+        // Permits everything, because the server listens on the loopback interface only. Any page
+        // in a browser on this host can nevertheless send `POST /jobs` and `POST /poison`. A server
+        // with users must authenticate them, and refuse requests of other origins.
         .nest_service("/tasks", tasks.service().authorize(|_, _| Access::All))
         .with_state(App { jobs: jobs.clone(), attempts });
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await;

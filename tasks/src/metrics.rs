@@ -66,9 +66,13 @@ const TASK_COUNTERS: &[&str] = &[
 #[cfg(all(feature = "metrics", feature = "river"))]
 const JOB_COUNTERS: &[&str] = &[
     "offload_jobs_lost_total",
+    "offload_jobs_copied_total",
     "offload_jobs_given_back_total",
     "offload_jobs_written_late_total",
     "offload_jobs_replaced_clients_total",
+    "offload_jobs_unreplaced_clients_total",
+    "offload_jobs_interrupted_total",
+    "offload_jobs_skipped_callbacks_total",
     "offload_jobs_lost_leases_total",
     "offload_sequences_healed_total",
 ];
@@ -239,7 +243,10 @@ fn describe() {
         ),
         ("offload_jobs_waiting", "Jobs that this process has claimed and that wait for a thread of their pool."),
         ("offload_jobs_running", "Jobs whose work is running in this process, by kind and queue."),
-        ("offload_jobs_unwritten", "Jobs whose work has ended, and whose end the database has not confirmed."),
+        (
+            "offload_jobs_unwritten",
+            "Jobs whose work ended at least 10 s ago, and whose end the database has not confirmed.",
+        ),
     ];
     for (name, help) in gauges {
         describe_gauge!(name, Unit::Count, help);
@@ -268,7 +275,7 @@ fn describe() {
         ("offload_tasks_failed_renewals_total", "Attempts to renew the lease that failed. They are repeated."),
         ("offload_tasks_lost_leases_total", "Leases that were lost, with the unfinished tasks of the process."),
         ("offload_tasks_denied_total", "Requests to the status service that were denied."),
-        ("offload_tasks_shed_total", "Requests that exceeded the limit of streams or of lists."),
+        ("offload_tasks_shed_total", "Requests that exceeded the limit of streams, of lists or of bulk requests."),
         (
             "offload_jobs_enqueued_total",
             "Jobs that were enqueued outside of transactions of the application, by kind and queue.",
@@ -281,7 +288,10 @@ fn describe() {
         ("offload_jobs_lost_total", "Jobs that are lost, because they were deleted from River's table."),
         ("offload_jobs_skipped_callbacks_total", "Jobs for which the callback of `on_end` was not called."),
         ("offload_jobs_copied_total", "Jobs that ended without the triggers, and whose records were made final."),
-        ("offload_sequences_healed_total", "Jobs whose sequence or limit was stuck and was healed."),
+        (
+            "offload_sequences_healed_total",
+            "Jobs whose sequence or limit was stuck and was healed. It stays 0, unless a program disables the triggers.",
+        ),
         ("offload_jobs_given_back_total", "Claims that were handed back, because their reply was lost."),
         ("offload_jobs_written_late_total", "Ends that were written in place of River."),
         ("offload_jobs_replaced_clients_total", "River clients that were replaced, because they wrote no ends."),
@@ -293,13 +303,59 @@ fn describe() {
             "offload_jobs_lost_leases_total",
             "River clients whose lease was lost, so that others have recovered their jobs.",
         ),
-        (
-            "offload_sequences_healed_total",
-            "Sequences that had members and no head, and were continued. It must stay 0.",
-        ),
         ("offload_jobs_interrupted_total", "Attempts that were still running when a shutdown timed out."),
     ];
     for (name, help) in counters {
         describe_counter!(name, Unit::Count, help);
+    }
+}
+
+#[cfg(all(test, feature = "metrics"))]
+mod tests {
+    use std::{cell::RefCell, collections::BTreeSet};
+
+    use metrics::{
+        Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit, with_local_recorder,
+    };
+
+    /// The names that were described.
+    #[derive(Default)]
+    struct Described(RefCell<Vec<String>>);
+
+    impl Recorder for Described {
+        fn describe_counter(&self, key: KeyName, _: Option<Unit>, _: SharedString) {
+            self.0.borrow_mut().push(key.as_str().to_owned());
+        }
+
+        fn describe_gauge(&self, key: KeyName, _: Option<Unit>, _: SharedString) {
+            self.0.borrow_mut().push(key.as_str().to_owned());
+        }
+
+        fn describe_histogram(&self, key: KeyName, _: Option<Unit>, _: SharedString) {
+            self.0.borrow_mut().push(key.as_str().to_owned());
+        }
+
+        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+            Counter::noop()
+        }
+
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::noop()
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    #[test]
+    fn each_number_is_described_once() {
+        let recorder = Described::default();
+        with_local_recorder(&recorder, super::describe);
+        let mut names = BTreeSet::new();
+        for name in recorder.0.into_inner() {
+            assert!(names.insert(name.clone()), "{name} is described twice");
+        }
+        assert!(names.len() > 30);
     }
 }

@@ -358,8 +358,8 @@ pub struct TasksStats {
     /// Number of requests to the status service that were denied (403), because
     /// [`authorize`](crate::StatusService::authorize) does not permit them.
     pub denied: u64,
-    /// Number of requests to the status service that exceeded its limit of streams or of lists:
-    /// 503, or a response without the wait that the client preferred.
+    /// Number of requests to the status service that exceeded its limit of streams, of lists or of
+    /// bulk requests: 503, or a response without the wait that the client preferred.
     pub shed: u64,
 }
 

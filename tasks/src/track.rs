@@ -43,7 +43,10 @@ impl TrackBuilder<'_> {
     /// to the half. See [Sequences](tower_offload::background#sequences).
     ///
     /// The key may be any text, of which only a hash is kept. A sequence belongs to the background
-    /// and ends with the process. It is not the sequence of durable jobs with the same key.
+    /// and ends with the process. A task of the background itself whose
+    /// [key](tower_offload::background::TaskBuilder::sequence) is the same text is in the same
+    /// sequence: begin the keys with a name, such as `track:`, to keep them apart. It is not the
+    /// sequence of durable jobs with the same key.
     pub fn sequence(self, key: impl Into<Cow<'static, str>>) -> Self {
         Self { sequence: Some(key.into()), ..self }
     }

@@ -5,6 +5,7 @@ use std::{collections::HashMap, convert::Infallible, time::Duration};
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use serde::{Deserialize, Serialize};
+use sqlx::{Connection, SqliteConnection};
 use tower_offload::Background;
 use tower_offload_tasks::{
     SqlStore, Tasks,
@@ -45,9 +46,14 @@ const REGISTERED: &[&str] = &[
     "offload_jobs_unparsable_total",
     "offload_jobs_recovered_total",
     "offload_jobs_lost_total",
+    "offload_jobs_copied_total",
     "offload_jobs_given_back_total",
     "offload_jobs_written_late_total",
     "offload_jobs_replaced_clients_total",
+    "offload_jobs_unreplaced_clients_total",
+    "offload_jobs_interrupted_total",
+    "offload_jobs_skipped_callbacks_total",
+    "offload_sequences_healed_total",
     "offload_jobs_lost_leases_total",
     "offload_jobs_waiting",
     "offload_jobs_unwritten",
@@ -118,18 +124,23 @@ fn jobs_and_tasks_are_counted_by_the_recorder() {
         let too_long = tasks.track("x").owner("x".repeat(100_000));
         too_long.spawn(&background, |_| async { Ok::<_, Infallible>(()) }).await.unwrap_err();
         assert!(jobs.shutdown(timeout).await.is_clean());
+        let mut connection = SqliteConnection::connect(&url).await.unwrap();
+        let age = "UPDATE river_job SET scheduled_at = strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 hour') \
+                   WHERE kind = 'idle'";
+        sqlx::query(age).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
         // The jobs that wait are counted when a queue starts, here one that knows only their queue.
         let jobs = Jobs::builder(&tasks).queue("idle", 1).start().await.unwrap();
         let is_counted = async || {
             add_numbers(&snapshotter, &mut numbers);
-            numbers["offload_jobs_queued"] == 3.0
+            numbers["offload_jobs_queued"] == 3.0 && numbers["offload_jobs_unserved"] == 4.0
         };
         eventually("the jobs are counted", is_counted).await;
         assert!(numbers["offload_jobs_oldest_queued_seconds"] > 0.0, "{numbers:?}");
         assert!(jobs.shutdown(timeout).await.is_clean() && tasks.shutdown(timeout).await.is_clean());
         let is_over = async || {
             add_numbers(&snapshotter, &mut numbers);
-            numbers["offload_jobs_queued"] == 0.0
+            numbers["offload_jobs_queued"] == 0.0 && numbers["offload_jobs_unserved"] == 0.0
         };
         eventually("no jobs are counted", is_over).await;
     });

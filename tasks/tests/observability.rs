@@ -155,12 +155,39 @@ fn alerts_say_what_to_do() {
 }
 
 #[test]
-fn promtool_accepts_the_alerts() {
+fn no_query_needs_both_a_queue_and_a_store() {
+    // A process without a job queue exports no numbers of jobs, and a sum with a number that does
+    // not exist is empty.
+    for query in queries() {
+        for side in query.split(" or ") {
+            let uses = |prefix| words(side).any(|word| word.starts_with(prefix));
+            assert!(!(uses("offload_jobs_") && uses("offload_tasks_")), "{query}");
+        }
+    }
+}
+
+/// Runs `promtool`, unless it is not installed.
+fn promtool(command: [&str; 2], file: &Path) {
     // Not `skip`: CI does not install Prometheus, of which only this tool is needed.
-    match Command::new("promtool").args(["check", "rules"]).arg(folder().join("alerts.yaml")).output() {
-        Ok(checked) => assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr)),
+    match Command::new("promtool").args(command).arg(file).output() {
+        Ok(checked) => assert!(
+            checked.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&checked.stdout),
+            String::from_utf8_lossy(&checked.stderr)
+        ),
         Err(_) => eprintln!("skipped: promtool is not installed; it is part of Debian's package `prometheus`"),
     }
+}
+
+#[test]
+fn promtool_accepts_the_alerts() {
+    promtool(["check", "rules"], &folder().join("alerts.yaml"));
+}
+
+#[test]
+fn alerts_fire_when_they_must() {
+    promtool(["test", "rules"], &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/alerts.yaml"));
 }
 
 /// Returns the texts of the files below a folder with this extension.

@@ -99,6 +99,11 @@ impl Server {
         self.send(Method::POST, path, body.into()).await
     }
 
+    /// Sends a DELETE request.
+    pub async fn delete(&self, path: &str) -> Reply {
+        self.send(Method::DELETE, path, Bytes::new()).await
+    }
+
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Reply {
         let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
         let request =

@@ -18,7 +18,14 @@ use crate::{
 /// priority of a queue.
 const COUNT_INTERVAL: Duration = Duration::from_secs(15);
 
+/// Age from which an end that is not written counts. River writes ends in batches, so that under
+/// load some are always on their way.
+const UNWRITTEN_AGE: Duration = Duration::from_secs(10);
+
 /// Counts the jobs that wait in the queues that this program knows, until maintenance ends.
+///
+/// No program works the queue of jobs that are put aside because their kind is paused, so these do
+/// not count.
 pub(super) async fn count_waiting(queue: Arc<Queue>) {
     let mut gauges = Gauges::default();
     let mut ticks = interval(COUNT_INTERVAL);
@@ -29,7 +36,7 @@ pub(super) async fn count_waiting(queue: Arc<Queue>) {
             () = queue.maintenance_ended() => break,
             _ = ticks.tick() => {
                 let running = &queue.environment.running;
-                gauges.set_local(running.waiting(), running.unwritten().len());
+                gauges.set_local(running.waiting(), running.unwritten_for(UNWRITTEN_AGE));
                 match waiting(&queue).await {
                     Ok(waiting) => gauges.set_waiting(waiting),
                     Err(error) => warn("failed to count the jobs that wait", &error),
@@ -60,7 +67,7 @@ async fn waiting(queue: &Queue) -> Result<BTreeMap<JobLabels, Waiting>, StoreErr
 struct Gauges {
     /// Claimed jobs that wait for a thread.
     claimed: usize,
-    /// Ends that are not written.
+    /// Ends that have not been written for [`UNWRITTEN_AGE`].
     unwritten: usize,
     waiting: BTreeMap<JobLabels, Waiting>,
 }

@@ -198,6 +198,7 @@ async fn listen(queue: Arc<Queue>) {
 /// progress. Ends after River, which uses the database until then.
 async fn maintain(queue: Arc<Queue>) {
     maintain_until_ended(&queue).await;
+    queue.environment.counters.set_unserved(0); // another process looks for them
     queue.set_maintenance_over();
     for client in queue.clients() {
         let _ = client.ended().await; // the shutdown reports the error

@@ -49,11 +49,22 @@ struct Entry {
     claim: Claim,
     id: TaskId,
     phase: Phase,
+    /// The time of the change to [`Phase::Ended`].
+    ended_at: Option<Instant>,
     /// The end of the attempt, once it is reported to River.
     end: Option<End>,
     /// How many times the database still showed the job as running although it has ended.
     late: u32,
     cancel_request: Arc<CancelRequest>,
+}
+
+impl Entry {
+    fn set_phase(&mut self, phase: Phase) {
+        self.phase = phase;
+        if phase == Phase::Ended {
+            self.ended_at.get_or_insert_with(Instant::now);
+        }
+    }
 }
 
 /// A request of this process to cancel a running job. It is stored before it is made here.
@@ -139,7 +150,15 @@ impl RunningJobs {
         }
         let cancel_request = Arc::<CancelRequest>::default();
         let job = RunningJob { jobs: self.clone(), claim: claim.clone(), cancel_request: cancel_request.clone() };
-        let entry = Entry { claim: claim.clone(), id, phase: Phase::Waiting, end: None, late: 0, cancel_request };
+        let entry = Entry {
+            claim: claim.clone(),
+            id,
+            phase: Phase::Waiting,
+            ended_at: None,
+            end: None,
+            late: 0,
+            cancel_request,
+        };
         state.entries.insert(claim.river_id, entry);
         Entered::New(job)
     }
@@ -165,7 +184,7 @@ impl RunningJobs {
                 state.ended += 1;
             }
             if let Some(entry) = state.entries.get_mut(&end.claim.river_id).filter(|entry| entry.claim == end.claim) {
-                entry.phase = Phase::Ended;
+                entry.set_phase(Phase::Ended);
                 entry.end = Some(end);
             }
         });
@@ -245,6 +264,13 @@ impl RunningJobs {
         state.entries.values().filter(|entry| entry.phase == Phase::Ended).map(|entry| entry.id).collect()
     }
 
+    /// Returns the number of jobs whose work ended at least `age` ago and whose end is not written.
+    #[cfg(feature = "metrics")]
+    pub(super) fn unwritten_for(&self, age: Duration) -> usize {
+        let state = lock(&self.0.state);
+        state.entries.values().filter(|entry| entry.ended_at.is_some_and(|at| at.elapsed() >= age)).count()
+    }
+
     /// Returns `true` if every job has ended and every end is known to be written.
     pub(super) fn is_empty(&self) -> bool {
         lock(&self.0.state).entries.is_empty()
@@ -289,7 +315,7 @@ impl RunningJobs {
     fn set_phase(&self, claim: &Claim, phase: Phase) {
         self.change(|state| {
             if let Some(entry) = state.entries.get_mut(&claim.river_id).filter(|entry| entry.claim == *claim) {
-                entry.phase = phase;
+                entry.set_phase(phase);
             }
         });
     }
@@ -356,6 +382,22 @@ mod tests {
         let late = [1, 2, 3].map(|_| jobs.late_ends(&[claim(1)], 2).len());
         assert_eq!(late, [0, 0, 1]);
         assert!(jobs.late_ends(&[claim(2)], 2).is_empty() && jobs.is_empty(), "River has written it");
+    }
+
+    #[cfg(feature = "metrics")]
+    #[tokio::test(start_paused = true)]
+    async fn end_counts_as_unwritten_from_its_age_on() {
+        let (jobs, age) = (RunningJobs::default(), Duration::from_secs(10));
+        let entered = jobs.enter(&claim(1), id());
+        tokio::time::advance(age).await;
+        jobs.set_end(end());
+        tokio::time::advance(age / 2).await;
+        drop(entered);
+        assert_eq!((jobs.unwritten().len(), jobs.unwritten_for(age)), (1, 0));
+        tokio::time::advance(age / 2).await;
+        assert_eq!(jobs.unwritten_for(age), 1, "since the end, not since the drop");
+        assert!(jobs.written_by_river(&claim(1)).is_some());
+        assert_eq!(jobs.unwritten_for(age), 0);
     }
 
     #[test]
