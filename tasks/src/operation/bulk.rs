@@ -68,8 +68,6 @@ pub struct BulkReport {
     pub after: Option<TaskId>,
 }
 
-/// Maximum number of tasks that one operation changes.
-const MAX_CHANGED: usize = 1000;
 /// Number of jobs in one transaction. It locks them for some milliseconds.
 const BATCH: usize = 100;
 /// Time after which no other batch is begun.
@@ -79,10 +77,11 @@ impl Tasks {
     /// Applies an operation to the tasks that `filter` selects, newest first, and returns how many
     /// were changed.
     ///
-    /// It changes at most 1000 tasks, in transactions of 100 jobs, and begins no transaction after
-    /// 5 s. If there may be more, [`BulkReport::remaining`] is `true`: call it again with
-    /// [`BulkReport::after`]. Tasks whose state has changed meanwhile are omitted, and so are
-    /// tasks that are not jobs, unless they are cancelled.
+    /// It begins at `page`, and changes at most [`Page::limit`] tasks, in transactions of 100 jobs.
+    /// It begins no transaction after 5 s. If there may be more, [`BulkReport::remaining`] is
+    /// `true`: call it again with a page [after](Page::after) [`BulkReport::after`]. Tasks whose
+    /// state has changed meanwhile are omitted and not counted, and so are tasks that are not jobs,
+    /// unless they are cancelled.
     ///
     /// # Errors
     ///
@@ -92,24 +91,19 @@ impl Tasks {
     /// # Cancel safety
     ///
     /// If the future is dropped before it completes, some of the tasks may have been changed.
-    pub async fn bulk(
-        &self,
-        action: BulkAction,
-        filter: &Filter,
-        after: Option<TaskId>,
-    ) -> Result<BulkReport, OperationError> {
+    pub async fn bulk(&self, action: BulkAction, filter: &Filter, page: Page) -> Result<BulkReport, OperationError> {
         let queue = self.queue();
         if queue.is_none() && action != BulkAction::Cancel {
             return Err(OperationError::no_queue());
         }
         let until = Instant::now() + MAX_TIME;
         let filter = Filter { states: action.states(&filter.states), ..filter.clone() };
-        let mut report = BulkReport { after, ..BulkReport::default() };
+        let mut report = BulkReport { after: page.after, ..BulkReport::default() };
         if filter.states.is_empty() {
             return Ok(BulkReport::default()); // the action changes no task in the states of the filter
         }
         loop {
-            let left = MAX_CHANGED.saturating_sub(usize::try_from(report.changed).unwrap_or(MAX_CHANGED));
+            let left = page.clamped().limit.saturating_sub(usize::try_from(report.changed).unwrap_or(usize::MAX));
             if left == 0 || Instant::now() >= until {
                 report.remaining = true;
                 return Ok(report);
@@ -139,10 +133,39 @@ impl Tasks {
         }
     }
 
+    /// Cancels tasks, and returns how many had not finished meanwhile.
     async fn cancel_each(&self, ids: &[TaskId]) -> Result<u64, OperationError> {
+        let mut cancelled = 0;
         for id in ids {
-            self.cancel(*id).await?;
+            let record = self.cancel(*id).await?.into_record();
+            cancelled += u64::from(record.is_some_and(|record| record.cancel_requested_at.is_some()));
         }
-        Ok(ids.len() as u64)
+        Ok(cancelled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tower_offload::Background;
+
+    use crate::{MemoryStore, Tasks};
+
+    #[tokio::test]
+    async fn task_that_has_finished_meanwhile_is_not_counted() {
+        let (tasks, background) = (Tasks::new(MemoryStore::new()), Background::default());
+        let work = |is_endless: bool| async move {
+            if is_endless {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, std::convert::Infallible>(())
+        };
+        let finished = tasks.track("a").spawn(&background, move |_| work(false)).await.unwrap().id();
+        while !tasks.get(finished).await.unwrap().into_record().unwrap().state.is_final() {
+            tokio::task::yield_now().await;
+        }
+        let running = tasks.track("a").spawn(&background, move |_| work(true)).await.unwrap().id();
+        assert_eq!(tasks.cancel_each(&[finished, running]).await.unwrap(), 1);
     }
 }

@@ -14,7 +14,9 @@ use crate::{Record, StoreError, TaskState, Tasks, Timestamp};
 #[cfg_attr(
     feature = "openapi",
     derive(utoipa::ToSchema),
-    schema(description = "Numbers of the newest 200 000 tasks, at most two seconds old.")
+    schema(
+        description = "Numbers of the newest 200 000 tasks. They are up to a second old, or up to ten times the time that counting took, if that is longer."
+    )
 )]
 #[non_exhaustive]
 pub struct Summary {
@@ -210,16 +212,53 @@ impl SummaryBuilder {
     }
 }
 
-/// The latest summary, shared by all that ask. It is computed by one caller at a time.
+/// The latest summary, shared by all that ask.
 #[derive(Debug, Default)]
 pub(crate) struct SummaryCache {
-    latest: tokio::sync::Mutex<Option<Computed>>,
+    /// Locked while a summary is computed, by the task that computes it.
+    latest: Arc<tokio::sync::Mutex<Option<Computed>>>,
 }
 
 #[derive(Debug)]
 struct Computed {
     summary: Result<Arc<Summary>, StoreError>,
     until: Instant,
+}
+
+impl Computed {
+    fn result(&self) -> Result<Arc<Summary>, StoreError> {
+        match &self.summary {
+            Ok(summary) => Ok(summary.clone()),
+            Err(error) => Err(error.duplicate()),
+        }
+    }
+}
+
+impl SummaryCache {
+    /// Returns the latest summary, or computes it if that is too old.
+    ///
+    /// A task of its own computes it. If a caller leaves, such as a client that disconnects, its
+    /// query continues on the server, and the next caller must not begin another one meanwhile.
+    async fn get<F>(&self, compute: impl FnOnce() -> F) -> Result<Arc<Summary>, StoreError>
+    where
+        F: Future<Output = Result<Summary, StoreError>> + Send + 'static,
+    {
+        let mut latest = self.latest.clone().lock_owned().await;
+        let begun = Instant::now();
+        if let Some(computed) = latest.as_ref().filter(|computed| begun < computed.until) {
+            return computed.result();
+        }
+        let summary = compute();
+        let computing = tokio::spawn(async move {
+            let summary = summary.await.map(Arc::new);
+            let ttl = begun.elapsed().saturating_mul(TTL_FACTOR).max(MIN_TTL);
+            latest.insert(Computed { summary, until: Instant::now() + ttl }).result()
+        });
+        computing.await.unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(StoreError::unavailable(error)), // the runtime is shut down
+        })
+    }
 }
 
 /// Minimum time for which a summary, or the error of a store, is returned to all callers.
@@ -232,33 +271,24 @@ impl Tasks {
     /// Returns the numbers of tasks by state, by name and by queue, and how long they waited and
     /// ran.
     ///
-    /// It reads at most the newest 200 000 records. Callers share a result, which is at least a
-    /// second old before it is computed again, and one call at a time computes it.
+    /// It reads at most the newest 200 000 records. Callers share a result for a second, or for ten
+    /// times the time that it took to compute, if that is longer. One is computed at a time.
     ///
     /// # Errors
     ///
-    /// Returns an error if the store cannot be read. Calls within a second return it too.
+    /// Returns an error if the store cannot be read. Later calls return it too, for as long as they
+    /// would share a result.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before it completes, another call computes the summary.
+    /// If the future is dropped before it completes, the summary is computed nevertheless, for the
+    /// next call.
     pub async fn summary(&self) -> Result<Arc<Summary>, StoreError> {
-        let mut latest = self.summary_cache().latest.lock().await;
-        let begun = Instant::now();
-        if let Some(computed) = latest.as_ref().filter(|computed| begun < computed.until) {
-            return match &computed.summary {
-                Ok(summary) => Ok(summary.clone()),
-                Err(error) => Err(error.duplicate()),
-            };
-        }
-        let summary = self.summarize().await.map(Arc::new);
-        let ttl = begun.elapsed().saturating_mul(TTL_FACTOR).max(MIN_TTL);
-        let result = match &summary {
-            Ok(summary) => Ok(summary.clone()),
-            Err(error) => Err(error.duplicate()),
+        let compute = || {
+            let tasks = self.clone();
+            async move { tasks.summarize().await }
         };
-        *latest = Some(Computed { summary, until: Instant::now() + ttl });
-        result
+        self.summary_cache().get(compute).await
     }
 
     async fn summarize(&self) -> Result<Summary, StoreError> {
@@ -281,10 +311,20 @@ impl Tasks {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use proptest::prelude::*;
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering::SeqCst},
+        },
+        time::Duration,
+    };
 
-    use super::{MAX_GROUPS, Percentiles, SummaryBuilder};
-    use crate::{Record, TaskId, TaskState, Timestamp};
+    use futures_util::FutureExt;
+    use proptest::prelude::*;
+    use tokio::{sync::Semaphore, time::advance};
+
+    use super::{MAX_GROUPS, Percentiles, Summary, SummaryBuilder, SummaryCache};
+    use crate::{Record, StoreError, TaskId, TaskState, Timestamp};
 
     fn record(number: u8, name: &str, state: TaskState) -> Record {
         let id = TaskId::from_bytes([number; TaskId::BYTES]);
@@ -330,6 +370,48 @@ mod tests {
         let group = &summary.groups[0];
         assert_eq!(group.wait_seconds.map(|wait| wait.p99), Some(2.0));
         assert_eq!(group.run_seconds.map(|run| (run.p50, run.p99)), Some((0.5, 0.5)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn summary_is_computed_once_although_its_caller_leaves() {
+        let (cache, begun, permits) = (SummaryCache::default(), Arc::new(AtomicU32::new(0)), Semaphore::new(0));
+        let permits = Arc::new(permits);
+        let compute = || {
+            let (begun, permits) = (begun.clone(), permits.clone());
+            async move {
+                begun.fetch_add(1, SeqCst);
+                drop(permits.acquire().await);
+                Ok(Summary { counted: 7, ..Summary::default() })
+            }
+        };
+        for _ in 0..20 {
+            let mut caller = Box::pin(cache.get(compute));
+            assert!(caller.as_mut().now_or_never().is_none());
+            tokio::task::yield_now().await;
+            drop(caller);
+        }
+        assert_eq!(begun.load(SeqCst), 1);
+        advance(Duration::from_secs(3)).await;
+        permits.add_permits(1);
+        assert_eq!(cache.get(compute).await.unwrap().counted, 7);
+        assert_eq!(begun.load(SeqCst), 1, "that of the caller that has left");
+        advance(Duration::from_secs(29)).await;
+        cache.get(compute).await.unwrap();
+        assert_eq!(begun.load(SeqCst), 1);
+        advance(Duration::from_secs(2)).await;
+        cache.get(compute).await.unwrap();
+        assert_eq!(begun.load(SeqCst), 2, "it took three seconds, and is shared for thirty");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn error_and_panic_of_a_summary_reach_the_caller() {
+        let cache = SummaryCache::default();
+        let panics = cache.get(|| async { panic!("of the store") });
+        assert!(std::panic::AssertUnwindSafe(panics).catch_unwind().await.is_err());
+        assert!(cache.get(|| async { Err(StoreError::unavailable("")) }).await.unwrap_err().is_unavailable());
+        assert!(cache.get(|| async { Ok(Summary::default()) }).await.unwrap_err().is_unavailable(), "for a second");
+        advance(Duration::from_secs(1)).await;
+        assert!(cache.get(|| async { Ok(Summary::default()) }).await.is_ok());
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 //! ([HTML, section 9.2](https://html.spec.whatwg.org/multipage/server-sent-events.html)).
 
 use std::{
+    cmp::Ordering,
     fmt,
     future::poll_fn,
     num::ParseIntError,
@@ -24,12 +25,30 @@ use crate::{Record, Status, TaskState};
 /// The `id` of an event. Ids are ordered like the events of a task, so a client that reconnects
 /// with the id of its last event gets the later ones. Only an attempt that is taken back, because
 /// it does not count, makes them smaller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+///
+/// The events of an attempt after its start are in the order of their versions, not of their
+/// phases: a job that has finished and is retried is queued, and can finish again, in the same
+/// attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct EventId {
     attempt: u32,
     phase: u8,
-    /// The version of the record in phase `PROGRESS`, which can have many events. Otherwise 0.
+    /// The version of the record from phase `PROGRESS` on. Before, it is 0: those events are derived
+    /// from later records too.
     version: u64,
+}
+
+impl Ord for EventId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let key = |id: &Self| (id.attempt, id.phase.min(PROGRESS), id.version, id.phase);
+        key(self).cmp(&key(other))
+    }
+}
+
+impl PartialOrd for EventId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 const QUEUED: u8 = 0;
@@ -98,7 +117,7 @@ impl Event {
 }
 
 fn event(record: &Record, phase: u8, name: &'static str, status: Status) -> Event {
-    let version = if phase == PROGRESS { record.version } else { 0 };
+    let version = if phase >= PROGRESS { record.version } else { 0 };
     Event { id: EventId { attempt: status.attempt, phase, version }, name, status }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{
 use http::StatusCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::access::Action;
+use super::access::{Access, Action};
 use crate::{metrics, problem::Problem};
 
 /// Limits that the status services of one [`Tasks`](crate::Tasks) share, and counters of the
@@ -17,8 +17,11 @@ pub(crate) struct Limits {
     streams: Arc<Semaphore>,
     /// One permit for each list that is being read.
     lists: Arc<Semaphore>,
-    /// One permit for the operation on many tasks.
+    /// One permit for the operation on many tasks of an owner.
     bulk: Arc<Semaphore>,
+    /// One permit for the operation on the tasks of all owners, so that owners cannot keep operators
+    /// from it.
+    bulk_of_all: Arc<Semaphore>,
     refused: Arc<Refused>,
 }
 
@@ -37,8 +40,8 @@ const MAX_LISTS: usize = 16;
 impl Limits {
     pub(crate) fn new() -> Self {
         let (streams, lists) = (Semaphore::new(DEFAULT_MAX_STREAMS), Semaphore::new(MAX_LISTS));
-        let bulk = Arc::new(Semaphore::new(1));
-        Self { streams: Arc::new(streams), lists: Arc::new(lists), bulk, refused: Arc::default() }
+        let [bulk, bulk_of_all] = [(); 2].map(|()| Arc::new(Semaphore::new(1)));
+        Self { streams: Arc::new(streams), lists: Arc::new(lists), bulk, bulk_of_all, refused: Arc::default() }
     }
 
     /// Replaces the limit of streams of one service and its clones.
@@ -57,8 +60,9 @@ impl Limits {
     }
 
     /// Acquires the permit to change many tasks.
-    pub(super) fn try_acquire_bulk(&self) -> Option<OwnedSemaphorePermit> {
-        self.try_acquire(&self.bulk, "bulk")
+    pub(super) fn try_acquire_bulk(&self, access: &Access) -> Option<OwnedSemaphorePermit> {
+        let permits = if *access == Access::All { &self.bulk_of_all } else { &self.bulk };
+        self.try_acquire(permits, "bulk")
     }
 
     /// Returns `None`, and counts the request, if no permit is free.

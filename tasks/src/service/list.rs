@@ -80,6 +80,9 @@ const MAX_TEXT_BYTES: usize = 200;
 pub(super) fn set_filter(filter: &mut Filter, name: &str, value: &str) -> Result<bool, Problem> {
     let field = match name {
         _ if value.is_empty() => return Ok(false),
+        "state" if value.split(',').all(str::is_empty) => {
+            return Err(bad_request("`state` has no state, only commas"));
+        }
         "state" => {
             for state in value.split(',').filter(|state| !state.is_empty()) {
                 let state: TaskState =

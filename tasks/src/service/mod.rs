@@ -108,9 +108,11 @@
 //! that River has deleted the finished job, and `duplicate` that an equal unique job exists.
 //!
 //! The body of `POST /bulk` is `{"action":"retry","filter":{"state":"failed"}}`. The filter has the
-//! fields of a list, and may be `{}`. The response is `{"changed":3,"remaining":false}`. While `remaining` is true, repeat it with `"after"` of the response. One such request is
-//! answered at a time, and a further one gets 503. Jobs that succeeded are retried only if the
-//! filter names that state.
+//! fields of a list, and may be `{}`. A `"limit"` from 1 to 1000 is the maximum number of tasks
+//! that are changed. The response is `{"changed":3,"remaining":false}`. While `remaining` is true,
+//! repeat it with `"after"` of the response. One such request with [`Access::All`] and one of all
+//! others are answered at a time, and a further one gets 503. Jobs that succeeded are retried only
+//! if the filter names that state.
 //!
 //! **Forms of other sites.** A browser sends the cookies of this site with a form that another site
 //! posts. Therefore each POST and PATCH needs `Content-Type: application/json`, also without a

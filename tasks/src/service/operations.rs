@@ -21,7 +21,7 @@ use crate::{
     BulkAction, BulkReport, OperationError, TaskId, TaskState, Timestamp,
     operation::{BlockedSequence, Change, Pausable, QueueState},
     problem::Problem,
-    store::Filter,
+    store::{Filter, Page},
 };
 
 /// A request that is authorized.
@@ -251,6 +251,25 @@ pub(super) struct BulkRequest {
     /// Continues after this task, with the value of the previous response.
     #[serde(default)]
     after: Option<TaskId>,
+    /// Maximum number of tasks that are changed, 1000 if absent.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 1000))]
+    limit: Option<usize>,
+}
+
+/// Maximum number of tasks that a request changes.
+const MAX_CHANGED: usize = 1000;
+
+impl BulkRequest {
+    /// Returns the part of the list that the request concerns.
+    fn page(&self) -> Result<Page, Problem> {
+        let limit = self.limit.unwrap_or(MAX_CHANGED);
+        if !(1..=MAX_CHANGED).contains(&limit) {
+            return Err(bad_request(format!("`limit` must be from 1 to {MAX_CHANGED}")));
+        }
+        let page = Page::first(limit);
+        Ok(self.after.map_or(page, |id| page.after(id)))
+    }
 }
 
 /// The filter of a bulk operation. A field that is absent or empty selects all tasks.
@@ -276,6 +295,9 @@ pub(super) struct BulkFilter {
     /// A text in the name, the message or the error, or the beginning of the id.
     #[serde(default)]
     text: Option<String>,
+    /// The number of the job in River's table.
+    #[serde(default)]
+    river_id: Option<i64>,
 }
 
 /// The states of a filter: a list, or one text as in a query.
@@ -312,6 +334,7 @@ impl BulkFilter {
         for (name, value) in fields {
             set_filter(&mut filter, name, value.as_deref().unwrap_or_default())?;
         }
+        filter.river_id = self.river_id;
         Ok(filter)
     }
 }
@@ -321,21 +344,22 @@ async fn bulk(config: Config, access: Access, body: Vec<u8>) -> Response {
 }
 
 async fn try_bulk(config: &Config, access: &Access, body: &[u8]) -> Result<Response, Problem> {
-    let BulkRequest { action, filter, after } = parse(body)?;
-    let filter = filter.into_filter()?;
+    let request: BulkRequest = parse(body)?;
+    let page = request.page()?;
+    let (action, filter) = (request.action, request.filter.into_filter()?);
     if config.source.is_closed() {
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shutting down"));
     }
     let Some(filter) = restricted(filter, access) else { return Ok(response::json(&BulkReport::default())) };
     let too_many = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "another operation on many tasks is in progress");
-    let _permit = config.limits.try_acquire_bulk().ok_or_else(too_many)?;
-    let report = config.source.bulk(action, &filter, after).await.map_err(|error| operation_problem(&error))?;
+    let _permit = config.limits.try_acquire_bulk(access).ok_or_else(too_many)?;
+    let report = config.source.bulk(action, &filter, page).await.map_err(|error| operation_problem(&error))?;
     Ok(response::json(&report))
 }
 
+/// Needs no permit: all requests wait for the same summary, so that they must not keep others from
+/// lists.
 async fn summary(config: Config) -> Response {
-    let too_many = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many lists are being read");
-    let Some(_permit) = config.limits.try_acquire_list() else { return too_many().into_response() };
     match config.source.summary().await {
         Ok(summary) => response::json(&*summary),
         Err(error) => store_problem(&error).into_response(),
@@ -348,8 +372,9 @@ async fn queues(config: Config) -> Response {
 
 async fn try_queues(config: &Config) -> Result<Response, Problem> {
     let too_many = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many lists are being read");
-    let _permit = config.limits.try_acquire_list().ok_or_else(too_many)?;
+    let permit = config.limits.try_acquire_list().ok_or_else(too_many)?;
     let mut queues = config.source.queues().await.map_err(|error| operation_problem(&error))?;
+    drop(permit);
     // The kinds of other processes.
     let summary = config.source.summary().await.map_err(|error| store_problem(&error))?;
     for group in summary.groups.iter().filter(|group| group.queue.is_some()) {

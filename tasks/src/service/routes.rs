@@ -33,7 +33,7 @@ pub(super) const ROUTES: &[Route] = &[
         method: Method::GET,
         path: "/summary",
         operation: Operation::Summary,
-        summary: "Get the numbers of tasks, at most a few seconds old",
+        summary: "Get the numbers of tasks, as they were a short time ago",
         parameters: &[],
         body: None,
         responses: &[

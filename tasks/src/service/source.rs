@@ -27,12 +27,7 @@ pub(super) trait Source: Send + Sync + 'static {
     fn change(&self, id: TaskId, change: Change) -> OperationFuture<'_, Record>;
 
     /// Like [`Tasks::bulk`].
-    fn bulk<'a>(
-        &'a self,
-        action: BulkAction,
-        filter: &'a Filter,
-        after: Option<TaskId>,
-    ) -> OperationFuture<'a, BulkReport>;
+    fn bulk<'a>(&'a self, action: BulkAction, filter: &'a Filter, page: Page) -> OperationFuture<'a, BulkReport>;
 
     /// Returns the queues and the kinds of the job queue.
     fn queues(&self) -> OperationFuture<'_, Queues>;
@@ -92,13 +87,8 @@ impl Source for Tasks {
         Box::pin(Tasks::change(self, id, change))
     }
 
-    fn bulk<'a>(
-        &'a self,
-        action: BulkAction,
-        filter: &'a Filter,
-        after: Option<TaskId>,
-    ) -> OperationFuture<'a, BulkReport> {
-        Box::pin(Tasks::bulk(self, action, filter, after))
+    fn bulk<'a>(&'a self, action: BulkAction, filter: &'a Filter, page: Page) -> OperationFuture<'a, BulkReport> {
+        Box::pin(Tasks::bulk(self, action, filter, page))
     }
 
     fn queues(&self) -> OperationFuture<'_, Queues> {

@@ -104,11 +104,15 @@ pub(crate) const MAX_SCANNED: usize = 20_000;
 
 /// Returns the id after which a page continues that ends at `id`, whose record the filter may not
 /// select. The caller must not learn that id, so only its beginning is kept: the time and 16 bits.
-pub(crate) fn scan_end(id: TaskId) -> TaskId {
+///
+/// The next page reads records with this beginning again. `last` is the last record that the filter
+/// has selected. It is not listed again, since the page continues at its id, if that is the smaller.
+pub(crate) fn scan_end(id: TaskId, last: Option<TaskId>) -> TaskId {
     const KEPT: usize = 8;
     let mut bytes = *id.as_bytes();
     bytes[KEPT..].fill(0xff);
-    TaskId::from_bytes(bytes)
+    let end = TaskId::from_bytes(bytes);
+    last.map_or(end, |last| last.min(end))
 }
 
 /// Selects a part of a list, which is sorted from the newest task to the oldest.

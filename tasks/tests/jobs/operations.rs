@@ -166,7 +166,7 @@ async fn operations_name_the_state_that_does_not_permit_them(database: TestDatab
     let task =
         memory.track("task").spawn_blocking(&background, |_| Ok::<_, std::convert::Infallible>(())).await.unwrap();
     assert!(memory.retry(task.id()).await.unwrap_err().is_no_queue());
-    assert!(memory.bulk(BulkAction::Retry, &Filter::default(), None).await.unwrap_err().is_no_queue());
+    assert!(memory.bulk(BulkAction::Retry, &Filter::default(), Page::first(1000)).await.unwrap_err().is_no_queue());
 }
 
 async fn job_that_equals_another_one_is_not_retried(database: TestDatabase) {
@@ -181,7 +181,7 @@ async fn job_that_equals_another_one_is_not_retried(database: TestDatabase) {
     let other = jobs.enqueue(Act::Fail).await.unwrap().id();
     ended(&tasks, other).await;
     pause(&jobs).await;
-    let report = tasks.bulk(BulkAction::Retry, &Filter::default(), None).await.unwrap();
+    let report = tasks.bulk(BulkAction::Retry, &Filter::default(), Page::first(1000)).await.unwrap();
     assert_eq!((report.changed, report.remaining), (1, false));
     assert_eq!(record(&tasks, other).await.state, TaskState::Queued);
     assert_eq!(record(&tasks, failed).await.state, TaskState::Failed);
@@ -380,7 +380,7 @@ async fn many_jobs_are_changed_at_once(database: TestDatabase) {
     };
     let (ann, bob) = (enqueue("ann", 250).await, enqueue("bob", 3).await);
     let bulk = async |action, filter: Filter| {
-        let report = tasks.bulk(action, &filter, None).await.unwrap();
+        let report = tasks.bulk(action, &filter, Page::first(1000)).await.unwrap();
         assert!(!report.remaining && report.after.is_none(), "{report:?}");
         report.changed
     };
@@ -391,7 +391,14 @@ async fn many_jobs_are_changed_at_once(database: TestDatabase) {
     };
     let of_ann = || Filter::default().owner("ann");
     assert_eq!(bulk(BulkAction::Discard, of_ann().state(TaskState::Running)).await, 0);
-    assert_eq!(bulk(BulkAction::Discard, of_ann()).await, 250);
+    // A limit, and an end at a task: the two newest ones after it are discarded.
+    let newest = tasks.list(&of_ann(), Page::first(6)).await.unwrap().records;
+    let page = Page::first(2).after(newest[2].id);
+    let report = tasks.bulk(BulkAction::Discard, &of_ann(), page).await.unwrap();
+    assert_eq!((report.changed, report.remaining, report.after), (2, true, Some(newest[4].id)));
+    states(&[newest[3].id, newest[4].id], TaskState::Failed).await;
+    states(&[newest[2].id, newest[5].id], TaskState::Queued).await;
+    assert_eq!(bulk(BulkAction::Discard, of_ann()).await, 248);
     states(&ann, TaskState::Failed).await;
     states(&bob, TaskState::Queued).await;
     pause(&jobs).await;

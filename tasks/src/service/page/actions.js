@@ -13,8 +13,8 @@ const ACTIONS = {
   move: { verb: "Change due time", past: "moved", from: ["queued"] },
 };
 
-// What the service has. `null`: not known yet.
-const service = { operations: null, sequences: null };
+// What the service has. `null`: not known yet. `summary` is `false` if it was denied.
+const service = { operations: null, sequences: null, summary: null };
 
 // Actions that the service has refused for good, with its reason.
 const refusals = new Map();
@@ -79,23 +79,39 @@ async function askDueTime(task) {
 const BULK_TIMEOUT = 120000;
 let isBulkStopped = false, isBulkRunning = false;
 
-// Returns how many tasks match, and whether that is exact. The summary has the numbers for filters
-// by state, name and queue. Otherwise the number is that of one page of the list.
+const MAX_CHANGED = 1000;
+
+// Returns the id after which a list begins with the task `id`. The last digit changes most often.
+function before(id) {
+  const digits = "0123456789abcdefghjkmnpqrstvwxyz";
+  const end = id.replace(/z*$/, "");
+  return end && end.slice(0, -1) + digits[digits.indexOf(end.at(-1)) + 1] + "0".repeat(id.length - end.length);
+}
+
+// Returns how many tasks match, whether that is exact, and the id after which the newest of them
+// is. Tasks that are added later are not among them. A page of the list has the exact number. If
+// they are more, the summary may have it for filters by state, name and queue, as it was some
+// seconds ago. `total` is 0 if it is not known.
 async function count(filter) {
-  const states = filter.state.split(",");
-  const sum = counts => states.reduce((total, state) => total + (counts[state] || 0), 0);
-  if (!filter.owner && !filter.text) {
-    const summary = await send("GET", "summary");
-    const groups = summary.groups.filter(group => (!filter.name || group.name === filter.name) && (!filter.queue || group.queue === filter.queue));
-    const total = filter.name || filter.queue ? groups.reduce((total, group) => total + sum(group.states), 0) : sum(summary.states);
-    if (total && summary.is_complete !== false) return { total, isExact: true };
+  const list = await send("GET", "?" + new URLSearchParams({ ...filter, limit: String(MAX_CHANGED) }));
+  const found = list.tasks.length, after = found ? before(list.tasks[0].id) : list.next;
+  if (!list.next) return { total: found, isExact: true, found, after };
+  let total = 0;
+  if (service.summary !== false && !["owner", "text", "river_id"].some(key => filter[key])) {
+    try {
+      const summary = await send("GET", "summary");
+      const groups = summary.groups.filter(group => (!filter.name || group.name === filter.name) && (!filter.queue || group.queue === filter.queue));
+      const counts = filter.name || filter.queue ? groups.map(group => group.states) : [summary.states];
+      if (summary.is_complete !== false) for (const states of counts) for (const state of filter.state.split(",")) total += states[state] || 0;
+    } catch (error) {
+      if (error.status === 403) service.summary = false;
+    }
   }
-  const list = await send("GET", "?" + new URLSearchParams({ ...filter, limit: "1000" }));
-  return { total: list.tasks.length, isExact: !list.next };
+  return { total: total > found ? total : 0, isExact: false, found, after };
 }
 
 // Changes all tasks that match the filter, after a confirmation that says how many they are. It
-// stops after that number, so a job that fails again at once is not retried forever.
+// changes no more than that number, and no task that is newer than the confirmation.
 async function actOnAll(action, filter, onChange) {
   const { verb, past, bulk } = ACTIONS[action];
   const chosen = filter.state ? filter.state.split(",") : bulk;
@@ -107,22 +123,26 @@ async function actOnAll(action, filter, onChange) {
   isBulkStopped = false;
   let done = 0;
   try {
-    const { total, isExact } = await count(changed);
-    if (!total) return note("No task that is " + states.map(words).join(" or ") + " matches.");
+    const { total, isExact, found, after: first } = await count(changed);
+    if (isExact && !total) return note("No task that is " + states.map(words).join(" or ") + " matches.");
     const limits = Object.entries({ ...changed, state: states.map(words).join(", ") }).map(([key, value]) => key + " " + cut(visible(value), 80));
+    const most = total || MAX_CHANGED;
+    const about = isExact ? "" : total ? "about " : "up to ";
+    const more = found ? "More than " + number.format(found) + " match" : "Older tasks may match";
     const isConfirmed = await ask({
-      title: verb + " " + (isExact ? plural(total, "task") : "up to 1,000 tasks") + "?",
-      text: (isExact ? "" : "More than " + number.format(total) + " match, and 1,000 are changed at a time. ") + "Filter: " + limits.join("; ") + "." +
+      title: verb + " " + about + plural(most, "task") + "?",
+      text: (total ? "" : more + ", and " + number.format(MAX_CHANGED) + " are changed at a time. ") + "Filter: " + limits.join("; ") + "." +
         (action === "cancel" ? "" : " Only jobs are changed."),
-      yes: verb + " " + (isExact ? number.format(total) : "up to 1,000"),
+      yes: verb + " " + about + number.format(most),
     });
     if (!isConfirmed) return;
     by("stop").hidden = false;
-    for (let after, remaining = true; remaining && !isBulkStopped && (done === 0 || (isExact && done < total));) {
-      const response = await send("POST", "bulk", { body: { action, filter: changed, after }, timeout: BULK_TIMEOUT });
+    for (let after = first, remaining = true; remaining && !isBulkStopped && done < most;) {
+      const limit = Math.min(most - done, MAX_CHANGED);
+      const response = await send("POST", "bulk", { body: { action, filter: changed, after, limit }, timeout: BULK_TIMEOUT });
       done += response.changed;
       after = response.after;
-      remaining = response.remaining && (response.changed > 0 || Boolean(after));
+      remaining = response.remaining && Boolean(after);
       note(plural(done, "task") + " " + (done === 1 ? "was " : "were ") + past + (remaining ? ", and more match." : "."));
       onChange();
     }

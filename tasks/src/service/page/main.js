@@ -71,7 +71,8 @@ function activate(view) {
   taskPoll.setActive(view === "task");
   queuesPoll.setActive(view === "queues");
   const isKnown = service.operations !== null && service.sequences !== null;
-  for (const [poll, isNeeded] of [[summaryPoll, view === "list" || view === "queues" || !isKnown], [sequencesPoll, view === "sequences" || !isKnown]]) {
+  const needsSummary = service.summary !== false && (view === "list" || view === "queues" || !isKnown);
+  for (const [poll, isNeeded] of [[summaryPoll, needsSummary], [sequencesPoll, view === "sequences" || !isKnown]]) {
     if (poll.isActive !== isNeeded) poll.setActive(isNeeded);
   }
 }
@@ -89,7 +90,7 @@ async function signIn() {
   if (!value) return;
   setToken(value.trim().replace(/^bearer\s+/i, ""));
   refusals.clear();
-  service.operations = service.sequences = null;
+  service.operations = service.sequences = service.summary = null;
   stopStream();
   render(false);
   for (const poll of polls) poll.now();

@@ -11,6 +11,10 @@ const summaryPoll = makePoll(5000, async signal => {
     if (signal.aborted) throw error;
     if ([404, 405].includes(error.status)) setService("operations", false);
     if ([403, 501].includes(error.status)) setService("operations", true);
+    if (error.status === 403) {
+      service.summary = false;
+      summaryPoll.isActive = false;
+    }
     showCounts(null);
     groups.show([], () => "", "The summary could not be loaded (" + error.message + ").");
     throw error;

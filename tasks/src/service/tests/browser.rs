@@ -64,6 +64,11 @@ impl Browser {
     }
 
     pub(super) async fn call(&mut self, method: &str, parameters: Value) -> Value {
+        let response = self.try_call(method, parameters).await;
+        response.unwrap_or_else(|error| panic!("{method}: {error}"))
+    }
+
+    async fn try_call(&mut self, method: &str, parameters: Value) -> Result<Value, Value> {
         self.number += 1;
         let mut message = json!({"id": self.number, "method": method, "params": parameters});
         if let Some(session) = &self.session {
@@ -76,8 +81,8 @@ impl Browser {
             assert_eq!(bytes.pop(), Some(0), "the browser exited during {method}");
             let mut message: Value = serde_json::from_slice(&bytes).unwrap();
             if message["id"] == self.number {
-                assert!(message["error"].is_null(), "{method}: {message}");
-                return message["result"].take();
+                let error = message["error"].take();
+                return if error.is_null() { Ok(message["result"].take()) } else { Err(error) };
             }
             if let Some("Runtime.exceptionThrown" | "Runtime.consoleAPICalled" | "Log.entryAdded") =
                 message["method"].as_str()
@@ -87,12 +92,32 @@ impl Browser {
         }
     }
 
-    /// Returns the value of an expression. Awaits it if it is a promise.
+    /// Returns the value of an expression. Awaits it if it is a promise. If the page navigates
+    /// meanwhile, the expression is evaluated again, in the new document.
     pub(super) async fn evaluate(&mut self, expression: &str) -> Value {
+        loop {
+            if let Some(value) = self.try_evaluate(expression).await {
+                return value;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Returns `None` if the page navigates before the expression has a value.
+    async fn try_evaluate(&mut self, expression: &str) -> Option<Value> {
         let parameters = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
-        let mut response = self.call("Runtime.evaluate", parameters).await;
-        assert!(response["exceptionDetails"].is_null(), "{expression}: {response}");
-        response["result"]["value"].take()
+        match self.try_call("Runtime.evaluate", parameters).await {
+            Ok(mut response) => {
+                assert!(response["exceptionDetails"].is_null(), "{expression}: {response}");
+                Some(response["result"]["value"].take())
+            }
+            Err(error) => {
+                let message = error["message"].as_str().unwrap_or_default();
+                let is_navigation = ["navigated or closed", "context was destroyed", "Cannot find context"];
+                assert!(is_navigation.iter().any(|part| message.contains(part)), "{expression}: {error}");
+                None
+            }
+        }
     }
 
     /// Waits until an expression is true, at most a minute.
@@ -151,7 +176,8 @@ impl Browser {
 
     pub(super) async fn click(&mut self, selector: &str) {
         self.until(&format!("document.querySelector(`{selector}`).offsetHeight")).await;
-        self.evaluate(&format!("document.querySelector(`{selector}`).click()")).await;
+        // Not again after a navigation, which the click may have begun.
+        self.try_evaluate(&format!("document.querySelector(`{selector}`).click()")).await;
     }
 
     /// Enters a text into an input as a user does.

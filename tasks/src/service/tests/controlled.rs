@@ -243,14 +243,9 @@ impl Source for Controlled {
         })
     }
 
-    fn bulk<'a>(
-        &'a self,
-        action: BulkAction,
-        filter: &'a Filter,
-        _: Option<TaskId>,
-    ) -> OperationFuture<'a, BulkReport> {
+    fn bulk<'a>(&'a self, action: BulkAction, filter: &'a Filter, page: Page) -> OperationFuture<'a, BulkReport> {
         Box::pin(async move {
-            self.operation(format!("{action:?} {filter:?}"))?;
+            self.operation(format!("{action:?} {filter:?} {page:?}"))?;
             Ok(BulkReport { changed: 3, ..BulkReport::default() })
         })
     }

@@ -68,6 +68,28 @@ fn attempt_that_is_taken_back_hides_no_later_event() {
 }
 
 #[test]
+fn retried_job_has_later_events_in_the_same_attempt() {
+    let mut record = record();
+    record.start(Timestamp::default());
+    record.finish(Ending::TimedOut, Timestamp::default());
+    for _ in 0..2 {
+        let finished = Event::after(None, &record).pop().unwrap().id;
+        assert_eq!(names(Some(finished), &record), [""; 0]);
+        (record.state, record.version) = (TaskState::Queued, record.version + 1);
+        assert_eq!(names(Some(finished), &record), ["queued"]);
+        let queued = Event::after(Some(finished), &record).pop().unwrap().id;
+        record.finish(Ending::Cancelled(Reason::Requested, None), Timestamp::default());
+        for last in [finished, queued] {
+            assert_eq!(names(Some(last), &record), ["finished"]);
+        }
+    }
+    (record.state, record.version) = (TaskState::Queued, record.version + 1);
+    let queued = Event::after(None, &record).pop().unwrap().id;
+    record.start(Timestamp::default());
+    assert_eq!(names(Some(queued), &record), ["started"]);
+}
+
+#[test]
 fn line_breaks_in_a_result_do_not_end_the_event() {
     let mut record = record();
     record.start(Timestamp::default());
@@ -92,7 +114,7 @@ proptest! {
                 0 => { record.start(Timestamp::default()); }
                 1 | 2 => { record.advance(Some(f64::from(record.version as u32 % 7) / 7.0), None); }
                 3 => { record.request_cancel(Timestamp::default()); }
-                4 if record.state == TaskState::Running => { record.state = TaskState::Queued; record.version += 1; }
+                4 if record.state != TaskState::Queued => { record.state = TaskState::Queued; record.version += 1; }
                 _ => { record.finish(Ending::TimedOut, Timestamp::default()); }
             }
             if is_read {

@@ -159,6 +159,8 @@ async fn invalid_parameters_are_400_and_large_limits_are_reduced() {
     tasks.accept("a").await;
     for bad in [
         "state=gone",
+        "state=,",
+        "state=queued&state=,,",
         "limit=0",
         "limit=-1",
         "limit=x",

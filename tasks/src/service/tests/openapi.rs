@@ -42,6 +42,7 @@ fn collect(value: &serde_json::Value, references: &mut Vec<String>) {
 
 const RESCHEDULE: &str = r#"{"due_at":"2026-03-01T12:30:00Z"}"#;
 const BULK: &str = r#"{"action":"retry","filter":{}}"#;
+const RELEASE: &str = r#"{"key":"a"}"#;
 /// The document of an application, with a schema and an operation of names that this crate uses.
 const APPLICATION: &str = r##"{
     "openapi": "3.1.0", "info": {"title": "Shop", "version": "1"},
@@ -112,7 +113,7 @@ async fn documented_responses_are_exactly_the_actual_ones() {
             "unknown name" => tasks.refuse_with(|| OperationError::unknown_name("")),
             _ => {}
         }
-        let permit = (setting == "busy").then(|| service.config.limits.try_acquire_bulk().unwrap());
+        let permit = (setting == "busy").then(|| service.config.limits.try_acquire_bulk(&Access::All).unwrap());
         for route in ROUTES {
             // Refusals of other operations, which these do not have.
             let is_job = route.path.contains("{id}");
@@ -128,8 +129,9 @@ async fn documented_responses_are_exactly_the_actual_ones() {
             let ids = if is_job { &ids[..] } else { &ids[..1] };
             for (id, query) in ids.iter().flat_map(|id| [(id, ""), (id, "?limit=x"), (id, "?limit=1")]) {
                 let target = route.path.replace("{id}", id).replace("{name}", "a") + query;
-                let last = [("", ""), ("1.4.0", "")];
-                let bodies = [("1.4.0", "{}"), ("", RESCHEDULE), ("", BULK), ("", &*"x".repeat(70_000))];
+                let last = [("", ""), ("1.4.99", "")];
+                let large = "x".repeat(70_000);
+                let bodies = ["{}", RESCHEDULE, BULK, RELEASE, &large].map(|body| ("", body));
                 let bodies = if route.body.is_some() { &bodies[..] } else { &bodies[..1] };
                 for (last, body) in last.iter().chain(bodies) {
                     let mut headers = vec![("last-event-id", *last), ("prefer", "wait=0")];

@@ -233,7 +233,12 @@ async fn malformed_bodies_are_refused_and_change_nothing() {
         r#"{"action":"retry","filter":{"nmae":"a"}}"#.to_owned(),
         r#"{"action":"retry","filter":{"state":"done"}}"#.to_owned(),
         r#"{"action":"retry","filter":{"state":["done"]}}"#.to_owned(),
+        r#"{"action":"retry","filter":{"state":","}}"#.to_owned(),
+        r#"{"action":"retry","filter":{"river_id":"x"}}"#.to_owned(),
         r#"{"action":"retry","filter":{},"after":"1"}"#.to_owned(),
+        r#"{"action":"retry","filter":{},"limit":0}"#.to_owned(),
+        r#"{"action":"retry","filter":{},"limit":1001}"#.to_owned(),
+        r#"{"action":"retry","filter":{},"limit":-1}"#.to_owned(),
         text(&"x".repeat(201)),
         "[".repeat(10_000),
     ] {
@@ -315,14 +320,44 @@ async fn other_methods_are_405_with_the_allowed_ones() {
 }
 
 #[tokio::test]
+async fn bulk_operation_has_a_limit_and_the_fields_of_a_list() {
+    let tasks = Controlled::new().await;
+    for (fields, expected) in [
+        ("", "limit: 1000"),
+        (r#","limit":null"#, "limit: 1000"),
+        (r#","limit":1"#, "limit: 1 }"),
+        (r#","limit":1000"#, "limit: 1000 }"),
+    ] {
+        let body = format!(r#"{{"action":"cancel","filter":{{"river_id":17}}{fields}}}"#);
+        assert_eq!(post(&tasks.service(), "/bulk", body).await.status, 200, "{fields}");
+        let operations = tasks.take_operations();
+        assert!(operations[0].contains(expected) && operations[0].contains("river_id: Some(17)"), "{operations:?}");
+    }
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_a_summary_leave_the_permits_to_lists() {
+    let tasks = Controlled::new().await;
+    let service = tasks.service();
+    let permits: Vec<_> = std::iter::from_fn(|| service.config.limits.try_acquire_list()).collect();
+    assert_eq!(permits.len(), 16);
+    assert_eq!(get(&service, "/summary").await.status, 200);
+}
+
+#[tokio::test]
 async fn one_bulk_operation_runs_at_a_time() {
     let tasks = Controlled::new().await;
     let service = tasks.service();
-    let permit = service.config.limits.try_acquire_bulk().unwrap();
-    let reply = post(&service, "/bulk", BULK).await;
-    assert_eq!((reply.is_problem(503), reply.header("retry-after")), (true, "1"));
-    drop(permit);
-    assert_eq!(post(&service, "/bulk", BULK).await.status, 200);
+    let owner = || Access::Owner("ann".to_owned());
+    let of_owner = service.clone().authorize(move |_, _| owner());
+    for (access, busy, other) in [(Access::All, &service, &of_owner), (owner(), &of_owner, &service)] {
+        let permit = service.config.limits.try_acquire_bulk(&access).unwrap();
+        let reply = post(busy, "/bulk", BULK).await;
+        assert_eq!((reply.is_problem(503), reply.header("retry-after")), (true, "1"));
+        assert_eq!(post(other, "/bulk", BULK).await.status, 200, "owners and operators do not wait for each other");
+        drop(permit);
+        assert_eq!(post(busy, "/bulk", BULK).await.status, 200);
+    }
 }
 
 #[tokio::test]

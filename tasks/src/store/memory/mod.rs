@@ -256,7 +256,8 @@ impl MemoryState {
         });
         let mut listing = Listing::new(matching.take(page.clamped().limit + 1).map(Record::summary).collect(), page);
         if listing.next.is_none() && scanned == MAX_SCANNED {
-            listing.next = last.map(scan_end);
+            let found = listing.records.last().map(|record| record.id);
+            listing.next = last.map(|last| scan_end(last, found));
         }
         listing
     }

@@ -12,7 +12,7 @@ use super::{MemoryState, TOMBSTONES_PER_RECORD};
 use crate::{
     Json, Reason, Record, TaskId, Timestamp,
     record::Ending,
-    store::{Filter, Found, Op, Page, Retention, Written},
+    store::{Filter, Found, Op, Page, Retention, Written, list::MAX_SCANNED},
 };
 
 #[derive(Debug, Clone)]
@@ -35,6 +35,29 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (0..30_u64).prop_map(Step::Wait),
     ];
     prop::collection::vec(step, 0..120)
+}
+
+#[test]
+fn record_at_the_end_of_a_page_is_listed_once() {
+    let mut state = MemoryState::new(MAX_SCANNED + 1);
+    let owner = Arc::new(());
+    let epoch = state.begin(Arc::downgrade(&owner), Timestamp::default());
+    for number in 0..=MAX_SCANNED as u64 {
+        let mut bytes = [7; TaskId::BYTES];
+        bytes[..8].copy_from_slice(&number.to_be_bytes());
+        // The page reads down to record 1.
+        let name = if number < 2 { "needle" } else { "hay" };
+        let record = Record::new(TaskId::from_bytes(bytes), name, Timestamp::default());
+        state.write(epoch, &Op::Accept(Box::new(record)));
+    }
+    let (filter, mut page, mut found) = (Filter::default().text("needle"), Page::first(10), Vec::new());
+    loop {
+        let listing = state.list(&filter, page);
+        found.extend(listing.records.iter().map(|record| record.id.as_bytes()[7]));
+        let Some(next) = listing.next else { break };
+        page = page.after(next);
+    }
+    assert_eq!(found, [1, 0]);
 }
 
 fn id(number: u8) -> TaskId {

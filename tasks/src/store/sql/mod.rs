@@ -324,7 +324,7 @@ fn listing(
         listing.records.extend(readable(record));
     }
     listing.next = match end {
-        Some(end) => Some(scan_end(task_id(end)?)),
+        Some(end) => Some(scan_end(task_id(end)?, last)),
         None => last.filter(|_| !is_last),
     };
     Ok(listing)

@@ -43,6 +43,44 @@ async fn page_offers_what_the_service_permits() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn owner_changes_many_tasks_without_the_summary() {
+    in_browser(async |browser| {
+        let stub = Stub { is_of_owner: true, ..Stub::default() };
+        *stub.tasks.lock().unwrap() = vec![task(2, "import", "failed"), task(1, "thumbnails", "running")];
+        browser.size(1200, 760).await;
+        let page = format!("http://{}/tasks/", stub.serve().await);
+        browser.open(&page).await;
+        for (button, title, note) in [
+            ("[data-bulk=cancel]", "Cancel 1 task?", "1 task was cancelled, and more match."),
+            ("[data-bulk=retry]", "Retry 1 task?", "1 task was retried, and more match."),
+        ] {
+            browser.click(button).await;
+            browser.until("document.getElementById('dialog').open").await;
+            assert_eq!(browser.text("#dialog-title").await, title);
+            browser.click("#dialog .yes").await;
+            browser.until(&format!("document.querySelector('#note p').textContent === '{note}'")).await;
+        }
+        // The summary was denied, so the page does not ask for it again, also in another view.
+        for view in ["queues", "sequences"] {
+            browser.click(&format!("#top a[data-view={view}]")).await;
+            browser.until(&format!("document.getElementById('{view}').offsetHeight")).await;
+        }
+        browser.evaluate("history.go(-2)").await;
+        browser.until(&format!("{}.offsetHeight", cell(id(1), "a"))).await;
+        assert_eq!(stub.sent().iter().filter(|sent| sent.line == "GET summary").count(), 1);
+
+        // More than a page: the number is not known.
+        browser.open(&format!("{page}?state=failed")).await;
+        browser.click("[data-bulk=retry]").await;
+        browser.until("document.getElementById('dialog').open").await;
+        assert_eq!(browser.text("#dialog-title").await, "Retry up to 1,000 tasks?");
+        let text = "More than 1 match, and 1,000 are changed at a time. Filter: state failed. Only jobs are changed.";
+        assert_eq!(browser.text("#dialog-text").await, text);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn page_sends_the_token_of_its_form_and_nothing_while_it_is_hidden() {
     in_browser(async |browser| {
         let stub = Stub { token: Some("se-cret"), ..Stub::default() };

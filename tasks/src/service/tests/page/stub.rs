@@ -33,6 +33,8 @@ pub(super) struct Stub {
     pub(super) is_read_only: bool,
     /// `true` if the routes of operations are missing.
     pub(super) is_plain: bool,
+    /// `true` if the client may not see the tasks of all owners.
+    pub(super) is_of_owner: bool,
     pub(super) token: Option<&'static str>,
     pub(super) tasks: Arc<Mutex<Vec<Value>>>,
     pub(super) sequences: Arc<Mutex<Vec<Value>>>,
@@ -112,8 +114,15 @@ impl Stub {
         if is_operation && self.is_plain {
             return problem(404, "no such task");
         }
+        if self.is_of_owner && matches!(path, "summary" | "queues" | "sequences") {
+            return problem(403, "not allowed");
+        }
         let segments: Vec<_> = path.split('/').collect();
         match (method, &segments[..]) {
+            // More tasks have failed than a page has.
+            ("GET", [""]) if query.get("limit").is_some_and(|limit| limit == "1000") && query["state"] == "failed" => {
+                (200, json!({"tasks": self.list(query), "next": id(1)}))
+            }
             ("GET", [""]) => (200, json!({"tasks": self.list(query)})),
             ("GET", ["summary"]) => (200, self.summary()),
             ("GET", ["queues"]) => (200, json!({"queues": self.pausable("queues"), "kinds": self.pausable("kinds")})),
@@ -122,10 +131,8 @@ impl Stub {
                 self.sequences.lock().unwrap().retain(|sequence| sequence["key"] != body["key"]);
                 (200, json!({"released": 12}))
             }
-            ("POST", ["bulk"]) if body["after"].is_null() => {
-                (200, json!({"changed": 1000, "remaining": true, "after": id(7)}))
-            }
-            ("POST", ["bulk"]) => (200, json!({"changed": 500, "remaining": false})),
+            // There are always more.
+            ("POST", ["bulk"]) => (200, json!({"changed": body["limit"], "remaining": true, "after": id(1)})),
             ("POST", ["kinds", "locked", _]) => problem(403, "not allowed for this kind"),
             ("POST", [path, name, verb @ ("pause" | "resume")]) => {
                 let name = percent_decode_str(name).decode_utf8().unwrap();

@@ -193,8 +193,9 @@ impl TaskStore for Postgres {
         const NOW: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
         const COUNTS: &str = counts!("greatest");
         Box::pin(async move {
-            // Not of the role of reads, whose connections answer clients within milliseconds.
-            let read = self.connections.read(Role::Maintenance, async |connection| {
+            // It can take seconds, and the role of maintenance also inserts jobs. One summary at a time
+            // leaves two connections to the clients.
+            let read = self.connections.read(Role::Read, async |connection| {
                 let now: i64 = sqlx::query_scalar(NOW).fetch_one(&mut *connection).await?;
                 let counts = sqlx::query(COUNTS).bind(now).bind(COUNTED).fetch_all(&mut *connection).await?;
                 let samples = sqlx::query(SAMPLES).bind(COUNTED).bind(SAMPLED).fetch_all(connection).await?;
