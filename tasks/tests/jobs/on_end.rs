@@ -3,7 +3,10 @@
 use std::sync::{Arc, Mutex, mpsc};
 
 use serde_json::json;
-use tower_offload_tasks::{BulkAction, Record, TaskId, TaskState, store::Filter};
+use tower_offload_tasks::{
+    BulkAction, Record, TaskId, TaskState,
+    store::{Filter, Page},
+};
 use tower_offload_tests::eventually;
 
 use super::support::{Act, LONG, TestDatabase, TestWorkers, ended, on_each_database};
@@ -73,7 +76,7 @@ async fn callback_is_called_for_jobs_that_operators_end(database: TestDatabase) 
     for cancel in cancels {
         cancel.await.unwrap();
     }
-    tasks.bulk(BulkAction::Cancel, &Filter::default(), None).await.unwrap();
+    tasks.bulk(BulkAction::Cancel, &Filter::default(), Page::default()).await.unwrap();
     eventually("every callback", async || ends.lock().unwrap().len() == ids.len()).await;
     assert!(jobs.shutdown(LONG).await.is_clean());
     let mut ended = ends.lock().unwrap().clone();
