@@ -79,8 +79,12 @@ impl Tasks {
     /// Applies an operation to the tasks that `filter` selects, newest first, and returns how many
     /// were changed.
     ///
-    /// It changes at most 1000 tasks, in transactions of 100 jobs, and begins no transaction after
-    /// 5 s. If there may be more, [`BulkReport::remaining`] is `true`: call it again with
+    /// It changes at most 1000 tasks, in transactions of 100 jobs, and selects no others after 5 s.
+    /// Of those that it has selected, it retries the oldest first, so that jobs of one
+    /// [sequence](crate::jobs::Enqueue::sequence) run again in their order. Jobs that only the next
+    /// call selects are older, but rejoin their sequences after them.
+    ///
+    /// If there may be more, [`BulkReport::remaining`] is `true`: call it again with
     /// [`BulkReport::after`]. Tasks whose state has changed meanwhile are omitted, and so are
     /// tasks that are not jobs, unless they are cancelled.
     ///
@@ -108,11 +112,13 @@ impl Tasks {
         if filter.states.is_empty() {
             return Ok(BulkReport::default()); // the action changes no task in the states of the filter
         }
+        let mut retried = Vec::new();
         loop {
-            let left = MAX_CHANGED.saturating_sub(usize::try_from(report.changed).unwrap_or(MAX_CHANGED));
+            let changed = usize::try_from(report.changed).unwrap_or(MAX_CHANGED);
+            let left = MAX_CHANGED.saturating_sub(changed + retried.len());
             if left == 0 || Instant::now() >= until {
                 report.remaining = true;
-                return Ok(report);
+                break;
             }
             let page = Page { after: report.after, limit: left.min(BATCH) };
             let listing = self.list(&filter, page).await?;
@@ -121,6 +127,7 @@ impl Tasks {
             let (jobs, others): (Vec<_>, Vec<_>) = wanted.partition(|record| record.queue.is_some());
             let jobs: Vec<_> = jobs.iter().map(|record| record.id).collect();
             match &queue {
+                Some(_) if action == BulkAction::Retry => retried.extend(jobs),
                 Some(queue) if !jobs.is_empty() => {
                     report.changed += queue.change(&jobs, action.change()).await?.changed.len() as u64;
                 }
@@ -134,9 +141,15 @@ impl Tasks {
             }
             report.after = listing.next;
             if listing.next.is_none() {
-                return Ok(report);
+                break;
             }
         }
+        retried.reverse();
+        for jobs in retried.chunks(BATCH) {
+            let Some(queue) = &queue else { break };
+            report.changed += queue.change(jobs, Change::Retry).await?.changed.len() as u64;
+        }
+        Ok(report)
     }
 
     async fn cancel_each(&self, ids: &[TaskId]) -> Result<u64, OperationError> {
