@@ -28,6 +28,8 @@ pub(super) struct PausedKinds {
     kinds: Mutex<HashSet<String>>,
     /// Held while they are read, so that an earlier answer does not replace a later one.
     reading: tokio::sync::Mutex<()>,
+    /// When the maintenance next looks for jobs to move back. `None` is at once.
+    next_look: Mutex<Option<Instant>>,
 }
 
 impl PausedKinds {
@@ -39,6 +41,9 @@ impl PausedKinds {
 /// Time for which a caller that resumes a kind waits until its jobs are moved back. The maintenance
 /// moves the rest.
 const MAX_MOVE_TIME: Duration = Duration::from_secs(5);
+/// Interval at which the maintenance looks for jobs to move back, unless this process knows of a
+/// kind that was resumed. A look reads all jobs that are put aside.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Jobs {
     /// Pauses a queue in all processes, also those of River's clients in other languages. Running
@@ -73,6 +78,10 @@ impl Jobs {
     /// not count. So jobs of other kinds are not held up, and each job is claimed once. Its status
     /// does not change.
     ///
+    /// A job that is put aside does not count towards its [limit](crate::jobs::Enqueue::at_most), and
+    /// waits for it again, behind the others, when the kind is resumed. It keeps its turn in its
+    /// [sequence](crate::jobs::Enqueue::sequence), so the jobs behind it wait, of whichever kind.
+    ///
     /// River's clients in other languages do not know of paused kinds: they run the jobs that they
     /// claim, but not those that are put aside. Pause the queue to stop them, too. No worker may
     /// work the queue `tower_offload_paused`.
@@ -86,7 +95,8 @@ impl Jobs {
     }
 
     /// Resumes a kind that was [paused](Self::pause_kind). Its jobs return to their queues, 1000 in
-    /// one transaction. After 5 s the maintenance moves the rest.
+    /// one transaction. After 5 s the maintenance moves the rest, and if this process ends meanwhile,
+    /// that of another one does within a minute.
     ///
     /// # Errors
     ///
@@ -180,7 +190,7 @@ async fn set_kind_paused(queue: &Queue, kind: &str, is_paused: bool) -> Result<(
     }
     database.resume_kind(kind).await?;
     read_paused_kinds(queue).await?;
-    Ok(move_back(queue).await?)
+    Ok(move_all_back(queue).await?)
 }
 
 /// Reads which kinds are paused.
@@ -188,19 +198,41 @@ pub(super) async fn read_paused_kinds(queue: &Queue) -> Result<(), StoreError> {
     let paused = &queue.environment.paused;
     let _reading = paused.reading.lock().await;
     let kinds = queue.environment.database.paused_kinds().await?;
-    *lock(&paused.kinds) = kinds.into_iter().collect();
+    let kinds = kinds.into_iter().collect();
+    let earlier = std::mem::replace(&mut *lock(&paused.kinds), kinds);
+    if earlier.iter().any(|kind| !paused.contains(kind)) {
+        *lock(&paused.next_look) = None;
+    }
     Ok(())
+}
+
+/// Moves jobs back if a kind was resumed, and otherwise once a minute.
+pub(super) async fn move_back(queue: &Queue) -> Result<(), StoreError> {
+    let is_due = lock(&queue.environment.paused.next_look).is_none_or(|next| Instant::now() >= next);
+    if is_due { move_all_back(queue).await } else { Ok(()) }
 }
 
 /// Moves the jobs back that were put aside and whose kind is not paused any longer, and wakes their
 /// workers.
-pub(super) async fn move_back(queue: &Queue) -> Result<(), StoreError> {
+async fn move_all_back(queue: &Queue) -> Result<(), StoreError> {
+    let next_look = &queue.environment.paused.next_look;
+    // Before the jobs are read, since a kind may be resumed meanwhile.
+    *lock(next_look) = Some(Instant::now() + LOOK_INTERVAL);
+    let moved = move_batches(queue).await;
+    if !matches!(moved, Ok(false)) {
+        *lock(next_look) = None;
+    }
+    moved.map(drop)
+}
+
+/// Returns `true` if there may be more.
+async fn move_batches(queue: &Queue) -> Result<bool, StoreError> {
     let until = Instant::now() + MAX_MOVE_TIME;
     loop {
         let (queues, has_more) = queue.environment.database.move_back().await?;
         queues.iter().for_each(|name| queue.wake(name));
         if !has_more || Instant::now() >= until {
-            return Ok(());
+            return Ok(has_more);
         }
     }
 }

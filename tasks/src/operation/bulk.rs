@@ -77,11 +77,14 @@ impl Tasks {
     /// Applies an operation to the tasks that `filter` selects, newest first, and returns how many
     /// were changed.
     ///
-    /// It begins at `page`, and changes at most [`Page::limit`] tasks, in transactions of 100 jobs.
-    /// It begins no transaction after 5 s. If there may be more, [`BulkReport::remaining`] is
-    /// `true`: call it again with a page [after](Page::after) [`BulkReport::after`]. Tasks whose
-    /// state has changed meanwhile are omitted and not counted, and so are tasks that are not jobs,
-    /// unless they are cancelled.
+    /// It begins at `page`, and changes at most [`Page::limit`] tasks, in transactions of 100 jobs. It
+    /// selects no others after 5 s. Of those that it has selected, it retries the oldest first, so that
+    /// jobs of one [sequence](crate::jobs::Enqueue::sequence) run again in their order. Jobs that only
+    /// the next call selects are older, but rejoin their sequences after them.
+    ///
+    /// If there may be more, [`BulkReport::remaining`] is `true`: call it again with a page
+    /// [after](Page::after) [`BulkReport::after`]. Tasks whose state has changed meanwhile are omitted
+    /// and not counted, and so are tasks that are not jobs, unless they are cancelled.
     ///
     /// # Errors
     ///
@@ -102,11 +105,13 @@ impl Tasks {
         if filter.states.is_empty() {
             return Ok(BulkReport::default()); // the action changes no task in the states of the filter
         }
+        let mut retried = Vec::new();
         loop {
-            let left = page.clamped().limit.saturating_sub(usize::try_from(report.changed).unwrap_or(usize::MAX));
+            let changed = usize::try_from(report.changed).unwrap_or(usize::MAX);
+            let left = page.clamped().limit.saturating_sub(changed.saturating_add(retried.len()));
             if left == 0 || Instant::now() >= until {
                 report.remaining = true;
-                return Ok(report);
+                break;
             }
             let page = Page { after: report.after, limit: left.min(BATCH) };
             let listing = self.list(&filter, page).await?;
@@ -115,6 +120,7 @@ impl Tasks {
             let (jobs, others): (Vec<_>, Vec<_>) = wanted.partition(|record| record.queue.is_some());
             let jobs: Vec<_> = jobs.iter().map(|record| record.id).collect();
             match &queue {
+                Some(_) if action == BulkAction::Retry => retried.extend(jobs),
                 Some(queue) if !jobs.is_empty() => {
                     report.changed += queue.change(&jobs, action.change()).await?.changed.len() as u64;
                 }
@@ -128,9 +134,15 @@ impl Tasks {
             }
             report.after = listing.next;
             if listing.next.is_none() {
-                return Ok(report);
+                break;
             }
         }
+        retried.reverse();
+        for jobs in retried.chunks(BATCH) {
+            let Some(queue) = &queue else { break };
+            report.changed += queue.change(jobs, Change::Retry).await?.changed.len() as u64;
+        }
+        Ok(report)
     }
 
     /// Cancels tasks, and returns how many had not finished meanwhile.

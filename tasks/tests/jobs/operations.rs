@@ -17,7 +17,10 @@ use tower_offload_tasks::{
 };
 use tower_offload_tests::eventually;
 
-use super::support::{Act, ActAsync, LONG, SHORT, TestDatabase, TestWorkers, ended, on_each_database, record, until};
+use super::{
+    databases::OnServer,
+    support::{Act, ActAsync, LONG, SHORT, TestDatabase, TestWorkers, ended, on_each_database, record, until},
+};
 
 on_each_database! {
     failed_job_is_retried_under_its_id
@@ -322,6 +325,31 @@ async fn one_of_two_retries_has_an_effect(database: TestDatabase) {
     assert_eq!(succeeded, 1);
     resume(&jobs).await;
     assert_eq!(ended(&tasks, id).await.attempt, 2);
+    assert!(jobs.shutdown(LONG).await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retry_does_not_run_a_job_whose_record_was_evicted() {
+    let Some(server) = OnServer::fresh().await else { return };
+    let mut one = server.connect().await;
+    let database = TestDatabase::Postgres(server);
+    let (tasks, _workers, jobs) = start(&database).await;
+    let id = jobs.enqueue(act()).await.unwrap().id();
+    ended(&tasks, id).await;
+    pause(&jobs).await;
+    // Like the sweep.
+    let mut sweep = one.begin().await.unwrap();
+    sqlx::query("DELETE FROM tower_offload_task").execute(&mut *sweep).await.unwrap();
+    let retry = {
+        let tasks = tasks.clone();
+        tokio::spawn(async move { tasks.retry(id).await })
+    };
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually("the retry waits", async || database.number(waits).await == 1).await;
+    sweep.commit().await.unwrap();
+    let error = retry.await.unwrap().unwrap_err();
+    assert!(error.is_unknown(), "{error}");
+    assert_eq!(database.number("SELECT count(*) FROM river_job WHERE state = 'completed'").await, 1);
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 

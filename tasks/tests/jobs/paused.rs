@@ -1,7 +1,7 @@
 //! Queues and kinds that are paused.
 
 use serde_json::json;
-use tower_offload_tasks::{TaskState, jobs::Jobs};
+use tower_offload_tasks::{TaskState, Timestamp, jobs::Jobs};
 use tower_offload_tests::eventually;
 
 use super::support::{
@@ -11,6 +11,7 @@ use super::support::{
 on_each_database! {
     paused_queue_starts_no_jobs_until_it_is_resumed
     paused_kind_is_put_aside_and_does_not_hold_up_other_kinds
+    paused_kind_does_not_use_its_limit
     paused_kind_stays_paused_after_a_restart
     job_that_was_put_aside_can_be_changed
     pause_of_another_process_is_noticed
@@ -79,6 +80,42 @@ async fn paused_kind_is_put_aside_and_does_not_hold_up_other_kinds(database: Tes
         TestDatabase::Postgres(_) => "SELECT count(*) FROM river_job WHERE metadata ? 'tower_offload:queue'",
     };
     assert_eq!(database.number(noted).await, 0);
+    assert!(jobs.shutdown(LONG).await.is_clean());
+}
+
+async fn paused_kind_does_not_use_its_limit(database: TestDatabase) {
+    let (tasks, workers) = (database.tasks().await, TestWorkers::new());
+    let jobs = workers.start(&tasks).await;
+    jobs.pause_kind("act").await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(jobs.enqueue(act()).at_most(1, "api").await.unwrap().id());
+    }
+    held.push(jobs.enqueue(act()).sequence("a").at_most(1, "api").await.unwrap().id());
+    let behind = jobs.enqueue(ActAsync(act())).sequence("a").await.unwrap().id();
+    put_aside(&database, 3).await;
+    let other = jobs.enqueue(ActAsync(act())).at_most(1, "api").await.unwrap().id();
+    assert_eq!(ended(&tasks, other).await.state, TaskState::Succeeded);
+    assert_eq!(record(&tasks, behind).await.state, TaskState::Queued);
+
+    let postponed = held[1];
+    tasks.reschedule(postponed, Timestamp::from_millis(u64::MAX)).await.unwrap();
+    let pending = "SELECT count(*) FROM river_job WHERE state = 'pending' AND queue = 'tower_offload_paused'";
+    assert_eq!(database.number(pending).await, 2);
+    assert_eq!(tasks.discard(held[0]).await.unwrap().state, TaskState::Failed);
+    tasks.retry(held[0]).await.unwrap();
+    assert_eq!(database.number(pending).await, 2, "its kind is still paused");
+
+    jobs.resume_kind("act").await.unwrap();
+    for id in [held[0], held[2], behind] {
+        let done = ended(&tasks, id).await;
+        assert_eq!((done.state, done.attempt), (TaskState::Succeeded, 1));
+    }
+    assert_eq!(record(&tasks, postponed).await.state, TaskState::Queued);
+    tasks.reschedule(postponed, Timestamp::default()).await.unwrap();
+    assert_eq!(ended(&tasks, postponed).await.state, TaskState::Succeeded);
+    assert_eq!(database.number("SELECT count(*) FROM tower_offload_sequence").await, 0);
+    assert_eq!(jobs.stats().healed, 0);
     assert!(jobs.shutdown(LONG).await.is_clean());
 }
 

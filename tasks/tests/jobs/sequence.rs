@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tower_offload::ThreadPool;
 use tower_offload_tasks::{
-    TaskId, TaskState,
+    BulkAction, TaskId, TaskState, Timestamp,
     jobs::{Backoff, Job, Jobs, Unique},
+    store::Filter,
 };
 
 use super::{
@@ -31,9 +32,12 @@ on_each_database! {
     skipped_unique_job_does_not_join
     limit_is_exact_and_waiting_retries_do_not_count
     job_waits_for_its_turn_and_then_for_the_limit
+    postponed_job_does_not_wait_for_its_limit
+    jobs_that_are_retried_at_once_keep_their_order
     another_client_inserts_and_works_members
     invalid_keys_are_rejected
     stuck_keys_are_healed_and_counted
+    healed_key_still_holds_and_admitted_jobs_run
 }
 
 #[derive(Serialize, Deserialize)]
@@ -249,6 +253,48 @@ async fn job_waits_for_its_turn_and_then_for_the_limit(database: TestDatabase) {
     assert_eq!(states(&database).await, ["completed", "available", "completed"]);
 }
 
+async fn postponed_job_does_not_wait_for_its_limit(database: TestDatabase) {
+    let (tasks, jobs) = without_workers(&database).await;
+    let mut ids = Vec::new();
+    for number in 0..3 {
+        ids.push(jobs.enqueue(step("a", number)).at_most(1, "api").await.unwrap().id());
+    }
+    for number in 0..2 {
+        ids.push(jobs.enqueue(step("b", number)).sequence("b").at_most(1, "api").await.unwrap().id());
+    }
+    assert_eq!(states(&database).await, ["available", "pending", "pending", "pending", "pending"]);
+    for id in [ids[1], ids[3]] {
+        let postponed = tasks.reschedule(id, Timestamp::from_millis(u64::MAX)).await.unwrap();
+        assert_eq!((postponed.state, postponed.due_at.is_some()), (TaskState::Queued, true));
+    }
+    assert_eq!(states(&database).await, ["available", "scheduled", "pending", "scheduled", "pending"]);
+    set_state(&database, 1, "completed").await;
+    assert_eq!(states(&database).await[1..], ["scheduled", "available", "scheduled", "pending"]);
+    for id in [ids[3], ids[1]] {
+        tasks.reschedule(id, Timestamp::default()).await.unwrap();
+    }
+    assert_eq!(states(&database).await[1..], ["pending", "available", "pending", "pending"], "they wait again");
+    for (id, next) in [(3, 4), (4, 2), (2, 5)] {
+        set_state(&database, id, "completed").await;
+        assert_eq!(states(&database).await[next - 1], "available", "{next}");
+    }
+    assert_eq!(jobs.stats().healed, 0);
+}
+
+async fn jobs_that_are_retried_at_once_keep_their_order(database: TestDatabase) {
+    let (tasks, jobs) = without_workers(&database).await;
+    let count = 120; // more than one transaction
+    enqueue(&jobs, "a", count).await;
+    database.execute("UPDATE river_job SET state = 'discarded', finalized_at = CURRENT_TIMESTAMP").await;
+    let report = tasks.bulk(BulkAction::Retry, &Filter::default(), None).await.unwrap();
+    assert_eq!((report.changed, report.remaining, report.after), (u64::from(count), false, None));
+    for id in 1..=count {
+        let states = states(&database).await;
+        assert_eq!(states.iter().position(|state| state == "available"), Some(id as usize - 1));
+        set_state(&database, id, "completed").await;
+    }
+}
+
 async fn another_client_inserts_and_works_members(database: TestDatabase) {
     let (tasks, jobs) = without_workers(&database).await;
     let mut ids = Vec::new();
@@ -324,4 +370,43 @@ async fn stuck_keys_are_healed_and_counted(database: TestDatabase) {
         assert_eq!(states(&database).await, ["completed", "available"]);
     }
     assert_eq!(database.number("SELECT count(*) FROM tower_offload_sequence WHERE is_admitted").await, 1);
+}
+
+async fn healed_key_still_holds_and_admitted_jobs_run(database: TestDatabase) {
+    let (tasks, jobs) = without_workers(&database).await;
+    for number in 0..2 {
+        jobs.enqueue(step("a", number)).sequence("a").hold_on_failure().await.map(drop).unwrap();
+    }
+    enqueue(&jobs, "b", 1).await;
+    assert!(jobs.shutdown(LONG).await.is_clean());
+    drop((tasks, jobs));
+    let changes = [
+        "UPDATE river_job SET state = 'discarded', finalized_at = CURRENT_TIMESTAMP WHERE id = 1",
+        "UPDATE river_job SET state = 'pending' WHERE id = 3",
+    ];
+    for change in changes {
+        match database {
+            TestDatabase::Sqlite(_) => {
+                for trigger in ["tower_offload_left", "tower_offload_held_back"] {
+                    database.execute(&format!("DROP TRIGGER IF EXISTS {trigger}")).await;
+                }
+                database.execute(change).await;
+            }
+            TestDatabase::Postgres(_) => {
+                let disabled = format!("DO $$ BEGIN SET LOCAL session_replication_role = replica; {change}; END $$");
+                database.execute(&disabled).await;
+            }
+        }
+    }
+    assert_eq!(states(&database).await, ["discarded", "pending", "pending"]);
+    let (_tasks, jobs) = without_workers(&database).await;
+    let healed = async {
+        while jobs.stats().healed == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(BEFORE_THE_NEXT_AUDIT, healed).await.unwrap();
+    assert_eq!(jobs.stats().healed, 2);
+    assert_eq!(states(&database).await, ["discarded", "pending", "available"]);
+    assert_eq!(jobs.blocked_sequences().await.unwrap().len(), 1);
 }

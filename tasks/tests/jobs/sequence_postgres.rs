@@ -3,7 +3,7 @@
 use sqlx::{Connection, PgConnection};
 use tower_offload_tasks::{
     TaskState,
-    jobs::{Enqueue, Jobs},
+    jobs::{Enqueue, Jobs, Unique},
 };
 
 use super::{
@@ -181,4 +181,27 @@ async fn keys_of_a_job_do_not_change() {
     assert_eq!(sqlx::query_scalar::<_, i64>(keys).fetch_one(&mut one).await.unwrap(), 2);
     execute(&mut one, END_FIRST).await;
     assert_eq!(states(&mut one).await, ["completed", "available"]);
+}
+
+/// The lock timeout of unique insertions ends before the commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unique_job_waits_for_the_lock_of_its_key() {
+    let Some(server) = OnServer::fresh().await else { return };
+    let (mut one, mut two) = (server.connect().await, server.connect().await);
+    let database = TestDatabase::Postgres(server);
+    let (_tasks, jobs) = without_workers(&database).await;
+    let mut lock = one.begin().await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock(1953458020, hashtext('a') & 1023)").execute(&mut *lock).await.unwrap();
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory' \
+                 AND query_start < clock_timestamp() - interval '300 milliseconds'";
+    let held = async {
+        tower_offload_tests::eventually("the commit waits", async || {
+            sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut two).await.unwrap() == 1
+        })
+        .await;
+        lock.commit().await.unwrap();
+    };
+    let insertion = async { job(&jobs, "a").unique(Unique::by_content()).await.map(drop).unwrap() };
+    tokio::join!(insertion, held);
+    assert_eq!(states(&mut two).await, ["available"]);
 }

@@ -54,7 +54,8 @@ impl Database {
     }
 
     /// Heals sequences and limits in which no job can run although jobs wait. Returns the number of
-    /// jobs that were wrong. There are none, unless the triggers were disabled.
+    /// jobs that were wrong. There are none, unless the triggers were disabled. Those of paused kinds
+    /// wait without a permit.
     pub(in crate::jobs) async fn heal_sequences(&self) -> Result<u64, StoreError> {
         match self {
             #[cfg(feature = "postgres")]
@@ -131,8 +132,9 @@ WITH wrong AS (
         UNION SELECT member.river_id FROM tower_offload_sequence AS member JOIN river_job AS job ON job.id = member.river_id
         WHERE member.is_admitted AND job.state = 'pending' AND NOT EXISTS (SELECT 1 FROM tower_offload_sequence AS other
             WHERE other.river_id = member.river_id AND (other.is_skipped OR NOT other.is_admitted))
+            AND job.queue <> 'tower_offload_paused'
         UNION SELECT job.id FROM river_job AS job
-        WHERE job.state = 'pending' AND job.metadata ?| ARRAY['tower_offload:sequence', 'tower_offload:at_most']
+        WHERE job.state = 'pending' AND job.queue <> 'tower_offload_paused' AND job.metadata ?| ARRAY['tower_offload:sequence', 'tower_offload:at_most']
             AND NOT EXISTS (SELECT 1 FROM tower_offload_sequence AS member WHERE member.river_id = job.id)
             AND coalesce(tower_offload_key(job.metadata, false), tower_offload_key(job.metadata, true)) IS NOT NULL
     ) AS wrong LIMIT $1
@@ -162,9 +164,21 @@ WHERE blocked.blocked_since IS NOT NULL ORDER BY blocked.blocked_since, blocked.
     /// A trigger admits the next job.
     pub(super) const RELEASE: &str = "DELETE FROM tower_offload_sequence WHERE key = $1 AND blocked_since IS NOT NULL";
 
-    /// Members whose jobs have ended or do not exist, and keys without an admitted member. Triggers
-    /// do the rest.
-    pub(super) const HEAL: [&str; 2] = [
+    /// Heads that block their sequence, jobs that wait although they are admitted, members whose
+    /// jobs have ended or do not exist, and keys without an admitted member. Triggers do the rest.
+    pub(super) const HEAL: [&str; 4] = [
+        "
+UPDATE tower_offload_sequence SET blocked_since = CAST(unixepoch('subsec') * 1000 AS INTEGER) WHERE position IN (
+    SELECT member.position FROM tower_offload_sequence AS member LEFT JOIN river_job AS job ON job.id = member.river_id
+    WHERE member.is_limit = 0 AND member.is_admitted = 1 AND member.is_hold = 1 AND member.blocked_since IS NULL
+        AND (job.id IS NULL OR job.finalized_at IS NOT NULL AND job.state <> 'completed') LIMIT $1)",
+        "
+UPDATE river_job SET state = CASE WHEN scheduled_at > strftime('%Y-%m-%d %H:%M:%f', 'now', '+5 seconds') THEN 'scheduled' ELSE 'available' END
+WHERE id IN (
+    SELECT job.id FROM tower_offload_sequence AS member JOIN river_job AS job ON job.id = member.river_id
+    WHERE member.is_admitted = 1 AND job.state = 'pending' AND job.queue <> 'tower_offload_paused'
+        AND NOT EXISTS (SELECT 1 FROM tower_offload_sequence AS other
+            WHERE other.river_id = job.id AND other.is_admitted = 0) LIMIT $1)",
         "
 DELETE FROM tower_offload_sequence WHERE position IN (
     SELECT member.position FROM tower_offload_sequence AS member LEFT JOIN river_job AS job ON job.id = member.river_id

@@ -1,6 +1,9 @@
 -- Sequences and limits per key, like those for Postgres. A transaction that writes is the only one, so
 -- the triggers act at once and need no locks. A trigger does not fire itself, neither directly nor
 -- through others, so those of sequences and of limits are separate.
+--
+-- The queue `tower_offload_paused` has the jobs of paused kinds. Those with a limit are `pending` and
+-- have no permit. They ask for it when they return to their queues.
 
 DROP TRIGGER IF EXISTS tower_offload_joined;
 DROP TRIGGER IF EXISTS tower_offload_sequence_joined;
@@ -12,6 +15,9 @@ DROP TRIGGER IF EXISTS tower_offload_limit_admitted;
 DROP TRIGGER IF EXISTS tower_offload_left;
 DROP TRIGGER IF EXISTS tower_offload_left_deleted;
 DROP TRIGGER IF EXISTS tower_offload_permit_returned;
+DROP TRIGGER IF EXISTS tower_offload_postponed;
+DROP TRIGGER IF EXISTS tower_offload_put_aside;
+DROP TRIGGER IF EXISTS tower_offload_moved_back;
 DROP TRIGGER IF EXISTS tower_offload_permit_wanted;
 DROP TRIGGER IF EXISTS tower_offload_turn_wanted;
 DROP TRIGGER IF EXISTS tower_offload_held_back;
@@ -50,7 +56,7 @@ BEGIN
     SELECT id, 1, CASE WHEN json_type(metadata, '$."tower_offload:at_most".key') = 'text' AND json_type(metadata, '$."tower_offload:at_most".max') = 'integer'
         AND metadata ->> '$."tower_offload:at_most".max' BETWEEN 1 AND 1000 THEN metadata ->> '$."tower_offload:at_most".key' END, metadata ->> '$."tower_offload:at_most".max'
     FROM river_job WHERE id = NEW.id AND state = 'pending' AND json_valid(metadata, 9) AND json_type(metadata, '$."tower_offload:at_most"') IS NOT NULL
-        AND NOT (json_type(metadata, '$."tower_offload:sequence"') IS NOT NULL);
+        AND NOT (json_type(metadata, '$."tower_offload:sequence"') IS NOT NULL) AND queue <> 'tower_offload_paused';
 END;
 
 -- The first member of a sequence is its head. The others wait.
@@ -79,10 +85,12 @@ BEGIN
     SELECT id, 1, CASE WHEN json_type(metadata, '$."tower_offload:at_most".key') = 'text' AND json_type(metadata, '$."tower_offload:at_most".max') = 'integer'
         AND metadata ->> '$."tower_offload:at_most".max' BETWEEN 1 AND 1000 THEN metadata ->> '$."tower_offload:at_most".key' END, metadata ->> '$."tower_offload:at_most".max'
     FROM river_job WHERE id = NEW.river_id AND state = 'pending' AND json_valid(metadata, 9) AND json_type(metadata, '$."tower_offload:at_most"') IS NOT NULL
-        AND scheduled_at <= strftime('%Y-%m-%d %H:%M:%f', 'now', '+5 seconds')
+        AND scheduled_at <= strftime('%Y-%m-%d %H:%M:%f', 'now', '+5 seconds') AND queue <> 'tower_offload_paused'
         AND NOT EXISTS (SELECT 1 FROM tower_offload_sequence WHERE river_id = NEW.river_id AND is_limit = 1);
     UPDATE river_job SET state = CASE WHEN scheduled_at > strftime('%Y-%m-%d %H:%M:%f', 'now', '+5 seconds') THEN 'scheduled' ELSE 'available' END
     WHERE id = NEW.river_id AND state = 'pending'
+        AND (queue <> 'tower_offload_paused' OR CASE WHEN json_valid(metadata, 9) THEN json_type(metadata, '$."tower_offload:at_most"') END IS NULL
+            OR scheduled_at > strftime('%Y-%m-%d %H:%M:%f', 'now', '+5 seconds'))
         AND NOT EXISTS (SELECT 1 FROM tower_offload_sequence WHERE river_id = NEW.river_id AND is_limit = 1);
 END;
 
@@ -154,6 +162,34 @@ BEGIN
     SELECT id, 1, CASE WHEN json_type(metadata, '$."tower_offload:at_most".key') = 'text' AND json_type(metadata, '$."tower_offload:at_most".max') = 'integer'
         AND metadata ->> '$."tower_offload:at_most".max' BETWEEN 1 AND 1000 THEN metadata ->> '$."tower_offload:at_most".key' END, metadata ->> '$."tower_offload:at_most".max'
     FROM river_job WHERE id = NEW.id AND state = 'pending' AND json_valid(metadata, 9) AND json_type(metadata, '$."tower_offload:at_most"') IS NOT NULL
+        AND queue <> 'tower_offload_paused'
+        AND NOT EXISTS (SELECT 1 FROM tower_offload_sequence WHERE river_id = NEW.id AND (is_limit = 1 OR is_admitted = 0));
+END;
+
+-- A job that waits for its limit and is no longer due stops waiting.
+CREATE TRIGGER tower_offload_postponed AFTER UPDATE OF scheduled_at ON river_job
+    WHEN NEW.state = 'pending' AND NEW.scheduled_at > strftime('%Y-%m-%d %H:%M:%f', 'now', '+5 seconds')
+        AND (NEW.queue = 'tower_offload_paused' OR EXISTS (SELECT 1 FROM tower_offload_sequence WHERE river_id = NEW.id AND is_limit = 1))
+BEGIN
+    DELETE FROM tower_offload_sequence WHERE river_id = NEW.id AND is_limit = 1;
+    UPDATE river_job SET state = 'scheduled' WHERE id = NEW.id AND state = 'pending'
+        AND NOT EXISTS (SELECT 1 FROM tower_offload_sequence WHERE river_id = NEW.id AND is_admitted = 0);
+END;
+
+-- A job of a paused kind returns its permit, and asks again when it returns to its queue.
+CREATE TRIGGER tower_offload_put_aside AFTER UPDATE ON river_job
+    WHEN OLD.state IN ('available', 'running') AND NEW.state = 'pending' AND NEW.queue = 'tower_offload_paused'
+BEGIN
+    DELETE FROM tower_offload_sequence WHERE river_id = NEW.id AND is_limit = 1;
+END;
+
+CREATE TRIGGER tower_offload_moved_back AFTER UPDATE OF queue ON river_job
+    WHEN NEW.state = 'pending' AND OLD.queue = 'tower_offload_paused' AND NEW.queue <> 'tower_offload_paused'
+BEGIN
+    INSERT INTO tower_offload_sequence (river_id, is_limit, key, max_admitted)
+    SELECT id, 1, CASE WHEN json_type(metadata, '$."tower_offload:at_most".key') = 'text' AND json_type(metadata, '$."tower_offload:at_most".max') = 'integer'
+        AND metadata ->> '$."tower_offload:at_most".max' BETWEEN 1 AND 1000 THEN metadata ->> '$."tower_offload:at_most".key' END, metadata ->> '$."tower_offload:at_most".max'
+    FROM river_job WHERE id = NEW.id AND state = 'pending' AND json_valid(metadata, 9) AND json_type(metadata, '$."tower_offload:at_most"') IS NOT NULL
         AND NOT EXISTS (SELECT 1 FROM tower_offload_sequence WHERE river_id = NEW.id AND (is_limit = 1 OR is_admitted = 0));
 END;
 
@@ -171,6 +207,7 @@ CREATE TRIGGER tower_offload_held_back AFTER UPDATE ON river_job
 BEGIN
     UPDATE river_job SET state = CASE WHEN OLD.state IN ('retryable', 'scheduled') THEN OLD.state ELSE 'available' END
     WHERE id = NEW.id AND state = 'pending' AND json_valid(metadata, 9)
+        AND (queue <> 'tower_offload_paused' OR json_type(metadata, '$."tower_offload:at_most"') IS NULL OR OLD.state IN ('retryable', 'scheduled'))
         AND NOT EXISTS (SELECT 1 FROM tower_offload_sequence WHERE river_id = NEW.id AND is_admitted = 0)
         AND (json_type(metadata, '$."tower_offload:at_most"') IS NULL OR OLD.state IN ('retryable', 'scheduled')
             OR EXISTS (SELECT 1 FROM tower_offload_sequence WHERE river_id = NEW.id AND is_limit = 1))
@@ -211,7 +248,7 @@ BEGIN
     SELECT id, 1, CASE WHEN json_type(metadata, '$."tower_offload:at_most".key') = 'text' AND json_type(metadata, '$."tower_offload:at_most".max') = 'integer'
         AND metadata ->> '$."tower_offload:at_most".max' BETWEEN 1 AND 1000 THEN metadata ->> '$."tower_offload:at_most".key' END, metadata ->> '$."tower_offload:at_most".max'
     FROM river_job WHERE id = NEW.id AND state = 'pending' AND json_valid(metadata, 9) AND json_type(metadata, '$."tower_offload:at_most"') IS NOT NULL
-        AND NOT (json_type(metadata, '$."tower_offload:sequence"') IS NOT NULL)
+        AND NOT (json_type(metadata, '$."tower_offload:sequence"') IS NOT NULL) AND queue <> 'tower_offload_paused'
         AND NOT EXISTS (SELECT 1 FROM tower_offload_sequence WHERE river_id = NEW.id AND is_limit = 1);
 END;
 

@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use riverqueue::sqlx::{self, PgConnection, Row};
 
 use super::{
@@ -5,7 +7,7 @@ use super::{
     queue_key,
 };
 use crate::{
-    StoreError, TaskId,
+    OperationError, StoreError, TaskId,
     jobs::{
         database::{postgres::PostgresJobs, recovery::record_id},
         running::Claim,
@@ -22,7 +24,17 @@ impl PostgresJobs {
         let ids: Vec<_> = ids.iter().map(|id| &id.as_bytes()[..]).collect();
         self.transaction(async |transaction| {
             let rows = sqlx::query(LOCK).bind(ids).fetch_all(&mut **transaction).await?;
-            let (jobs, changed) = divide(rows.iter().map(locked_job).collect::<Result<_, _>>()?, change);
+            let mut locked = rows.iter().map(locked_job).collect::<Result<Vec<_>, _>>()?;
+            let mut gone = Vec::new();
+            if change == Change::Retry {
+                // The sweep may have deleted them.
+                let records: Vec<_> = locked.iter().map(|job| job.river_id).collect();
+                let records = sqlx::query_scalar::<_, i64>(LOCK_RECORDS).bind(records);
+                let kept: HashSet<_> = records.fetch_all(&mut **transaction).await?.into_iter().collect();
+                (locked, gone) = locked.into_iter().partition(|job| kept.contains(&job.river_id));
+            }
+            let (jobs, mut changed) = divide(locked, change);
+            changed.changes.refused.extend(gone.iter().map(|job| (job.id, OperationError::unknown())));
             if jobs.is_empty() {
                 return Ok(changed);
             }
@@ -98,6 +110,10 @@ const LOCK: &str = "
 SELECT job.id, task.id, job.attempt::bigint, job.state::text, task.state, job.queue
 FROM river_job AS job JOIN tower_offload_task AS task ON task.river_id = job.id
 WHERE task.id = ANY($1) ORDER BY job.id FOR UPDATE OF job";
+/// A record of a job that has ended. All jobs are locked before, since a job is locked before its
+/// record. The sweep skips locked records.
+const LOCK_RECORDS: &str =
+    "SELECT river_id FROM tower_offload_task WHERE river_id = ANY($1) ORDER BY river_id FOR UPDATE";
 
 /// Nothing of the earlier attempts is left that the next end would keep. The steps of a job that
 /// has succeeded run again; those of another one are done.
@@ -142,10 +158,11 @@ const NOTIFY: &str = "
 SELECT pg_notify(concat(current_schema(), '.river_insert'), json_build_object('queue', queue)::text) FROM unnest($1::text[]) AS queue";
 
 /// Locks the row of the paused kind, so that it is either resumed later, and the job moved back, or
-/// is not paused. The job keeps its place among those that are due.
+/// is not paused. The job keeps its place among those that are due, but not that of its limit.
 const PUT_ASIDE: &str = concat!(
     "WITH paused AS (SELECT kind FROM tower_offload_paused_kind WHERE kind = $5 FOR KEY SHARE) \
-     UPDATE river_job AS job SET state = 'available', attempt = greatest(job.attempt - 1, 0), queue = $6, \
+     UPDATE river_job AS job SET attempt = greatest(job.attempt - 1, 0), queue = $6, state = CASE WHEN EXISTS (\
+     SELECT 1 FROM tower_offload_sequence WHERE river_id = $1 AND is_limit) THEN 'pending' ELSE 'available' END::river_job_state, \
      metadata = CASE WHEN job.queue = $6 THEN job.metadata ELSE job.metadata || jsonb_build_object('",
     queue_key!(),
     "', job.queue) END FROM paused WHERE job.id = $1 AND job.kind = paused.kind AND job.state = 'running' AND job.attempt = $2 \

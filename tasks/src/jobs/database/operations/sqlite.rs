@@ -32,6 +32,8 @@ impl SqliteJobs {
                     locked.push(locked_job(&row)?);
                 }
             }
+            // Like on Postgres, so that jobs of one sequence rejoin it in their order.
+            locked.sort_by_key(|job| job.river_id);
             let (jobs, changed) = divide(locked, change);
             for job in jobs {
                 apply(transaction, job, change).await?;
@@ -161,9 +163,10 @@ const SHOW_DUE: &str = concat!(
      WHERE river_id = $1 AND state = 0"
 );
 
-/// The job keeps its place among those that are due.
+/// The job keeps its place among those that are due, but not that of its limit.
 const PUT_ASIDE: &str = concat!(
-    "UPDATE river_job SET state = 'available', attempt = max(attempt - 1, 0), queue = $6, metadata = CASE WHEN queue = $6 \
+    "UPDATE river_job SET attempt = max(attempt - 1, 0), queue = $6, state = CASE WHEN EXISTS (\
+     SELECT 1 FROM tower_offload_sequence WHERE river_id = $1 AND is_limit = 1) THEN 'pending' ELSE 'available' END, metadata = CASE WHEN queue = $6 \
      THEN metadata ELSE jsonb_set(",
     json_or!("metadata", "{}"),
     ", '$.\"",

@@ -224,7 +224,12 @@ impl PostgresJobs {
                 let limit = sqlx::query(LIMIT).bind(format!("{}ms", timeout.as_millis()));
                 limit.execute(&mut **transaction).await?;
             }
-            insert(transaction, client, jobs).await
+            let inserted = insert(transaction, client, jobs).await?;
+            if lock_timeout.is_some() && jobs.iter().any(|job| !job.keys.is_empty()) {
+                // The commit waits for the locks of their keys.
+                sqlx::query("SET LOCAL lock_timeout TO DEFAULT").execute(&mut **transaction).await?;
+            }
+            Ok(inserted)
         })
         .await
     }

@@ -9,6 +9,9 @@
 -- `river_job` note which jobs a transaction has changed in `tower_offload_touched`, and the
 -- transaction settles their keys when it commits, in `tower_offload_settle`. Only that function
 -- writes the members, while it holds the locks of their keys.
+--
+-- The queue `tower_offload_paused` has the jobs of paused kinds. Those with a limit are `pending` and
+-- have no permit. They ask for it when they return to their queues.
 
 -- Returns the key of the sequence, or of the limit, or NULL if there is none or it is not valid.
 CREATE OR REPLACE FUNCTION tower_offload_key(metadata jsonb, is_limit boolean) RETURNS text LANGUAGE sql IMMUTABLE AS $$
@@ -131,6 +134,7 @@ DECLARE
     name text;
     admitted integer;
     waiter record;
+    soon timestamptz := clock_timestamp() + interval '5 seconds';
 BEGIN
     WITH touched AS (DELETE FROM tower_offload_touched WHERE xact = txid_current() RETURNING *)
     SELECT array_agg(river_id ORDER BY river_id), array_agg(sequence ORDER BY river_id), array_agg(at_most ORDER BY river_id),
@@ -191,14 +195,17 @@ BEGIN
         FOR bucket IN SELECT DISTINCT hashtext(key) & 1023 FROM unnest(limits) AS touched(key) ORDER BY 1 LOOP
             PERFORM pg_advisory_xact_lock(1953458021, bucket);
         END LOOP;
+        -- Not before that of the previous holder, so a job that it has let wait for the limit is due.
+        soon := clock_timestamp() + interval '5 seconds';
         DELETE FROM tower_offload_sequence AS member
         WHERE member.river_id = ANY(ids) AND member.is_limit AND NOT EXISTS (
-            SELECT 1 FROM river_job AS job WHERE job.id = member.river_id AND job.state IN ('available', 'pending', 'running'));
+            SELECT 1 FROM river_job AS job WHERE job.id = member.river_id AND (job.state IN ('available', 'running')
+                OR job.state = 'pending' AND job.scheduled_at <= soon AND job.queue <> 'tower_offload_paused'));
         INSERT INTO tower_offload_sequence (river_id, is_limit, key, max_admitted)
         SELECT job.id, true, tower_offload_key(job.metadata, true), (job.metadata #>> '{tower_offload:at_most,max}')::integer
         FROM river_job AS job
         WHERE job.id = ANY(candidates) AND job.state = 'pending' AND tower_offload_key(job.metadata, true) IS NOT NULL
-            AND job.scheduled_at <= clock_timestamp() + interval '5 seconds'
+            AND job.scheduled_at <= soon AND job.queue <> 'tower_offload_paused'
             AND (tower_offload_key(job.metadata, false) IS NULL OR EXISTS (
                 SELECT 1 FROM tower_offload_sequence AS head
                 WHERE head.river_id = job.id AND NOT head.is_limit AND head.is_admitted AND head.blocked_since IS NULL))
@@ -227,7 +234,7 @@ BEGIN
         AND (tower_offload_key(job.metadata, false) IS NULL OR EXISTS (
             SELECT 1 FROM tower_offload_sequence AS head
             WHERE head.river_id = job.id AND NOT head.is_limit AND head.is_admitted AND head.blocked_since IS NULL))
-        AND (tower_offload_key(job.metadata, true) IS NULL OR job.scheduled_at > clock_timestamp() + interval '5 seconds'
+        AND (tower_offload_key(job.metadata, true) IS NULL OR job.scheduled_at > soon
             OR EXISTS (SELECT 1 FROM tower_offload_sequence AS permit WHERE permit.river_id = job.id AND permit.is_limit AND permit.is_admitted));
     IF ready IS NULL THEN
         RETURN NULL;
@@ -235,7 +242,7 @@ BEGIN
     WITH free AS (
         SELECT job.id FROM river_job AS job WHERE job.id = ANY(ready) AND job.state = 'pending' ORDER BY job.id FOR UPDATE SKIP LOCKED
     ), changed AS (
-        UPDATE river_job AS job SET state = (CASE WHEN job.scheduled_at > clock_timestamp() + interval '5 seconds'
+        UPDATE river_job AS job SET state = (CASE WHEN job.scheduled_at > soon
             THEN 'scheduled' ELSE 'available' END)::river_job_state
         FROM free WHERE job.id = free.id RETURNING job.id, job.queue, job.state
     )
