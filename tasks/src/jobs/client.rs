@@ -279,7 +279,8 @@ impl LeasedClient {
     }
 
     /// Cancels a job for which cancellation is requested. Returns `false` if it has finished, was
-    /// deleted, or was retried since the request was read: it does not change then.
+    /// deleted, or was retried since the request was read: it does not change then. Also if another
+    /// transaction has locked it, and the next poll finds the request.
     pub(super) async fn cancel(&self, database: &Database, river_id: i64) -> Result<bool, StoreError> {
         let mut attempts = 1;
         loop {

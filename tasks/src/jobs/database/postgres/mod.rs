@@ -170,13 +170,14 @@ impl PostgresJobs {
     }
 
     /// Locks a job until the end of the transaction. Returns whether it is running, or `None` if it
-    /// does not exist.
+    /// does not exist, or if another transaction has locked it: that of an application may take any
+    /// time, and this one uses a connection of the maintenance.
     pub(super) async fn lock_job(
         &self,
         transaction: &mut PgTransaction<'_>,
         river_id: i64,
     ) -> Result<Option<bool>, sqlx::Error> {
-        const LOCK: &str = "SELECT state = 'running' FROM river_job WHERE id = $1 FOR UPDATE";
+        const LOCK: &str = "SELECT state = 'running' FROM river_job WHERE id = $1 FOR UPDATE SKIP LOCKED";
         sqlx::query_scalar(LOCK).bind(river_id).fetch_optional(&mut **transaction).await
     }
 
