@@ -286,7 +286,7 @@ async fn jobs_that_are_retried_at_once_keep_their_order(database: TestDatabase) 
     let count = 120; // more than one transaction
     enqueue(&jobs, "a", count).await;
     database.execute("UPDATE river_job SET state = 'discarded', finalized_at = CURRENT_TIMESTAMP").await;
-    let report = tasks.bulk(BulkAction::Retry, &Filter::default(), Page::default()).await.unwrap();
+    let report = tasks.bulk(BulkAction::Retry, &Filter::default(), Page::first(1000)).await.unwrap();
     assert_eq!((report.changed, report.remaining, report.after), (u64::from(count), false, None));
     for id in 1..=count {
         let states = states(&database).await;
