@@ -48,7 +48,10 @@ async fn run_together(tasks: usize, concurrent: usize) -> Vec<String> {
 async fn tasks_run_within_their_concurrency_limit() {
     assert_eq!(run_together(2, 1).await, ["in 0", "out 0", "in 1", "out 1"]);
     let entries = run_together(4, 2).await;
-    assert_eq!(&entries[..2], ["in 0", "in 1"]);
+    // Two threads, of which either may be faster.
+    let mut first = entries[..2].to_vec();
+    first.sort_unstable();
+    assert_eq!(first, ["in 0", "in 1"]);
     let most = entries.iter().scan(0_i32, |running, entry| {
         *running += if entry.starts_with("in") { 1 } else { -1 };
         Some(*running)
