@@ -87,6 +87,7 @@ pub(crate) enum Pausable {
     derive(utoipa::ToSchema),
     schema(description = "A sequence that holds because one of its jobs has failed.")
 )]
+#[cfg_attr(not(feature = "river"), allow(unreachable_pub, reason = "exported with job queues"))]
 #[non_exhaustive]
 pub struct BlockedSequence {
     /// The key of the sequence.
@@ -114,6 +115,7 @@ impl BlockedSequence {
     derive(utoipa::ToSchema),
     schema(description = "The queues and the kinds of jobs, and which of them are paused.")
 )]
+#[cfg_attr(not(feature = "river"), allow(unreachable_pub, reason = "exported with job queues"))]
 #[non_exhaustive]
 pub struct Queues {
     /// The queues that processes work or have worked lately, sorted by name, at most 1000.
@@ -126,6 +128,7 @@ pub struct Queues {
 /// A queue or a kind of jobs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(description = "A queue or a kind of jobs."))]
+#[cfg_attr(not(feature = "river"), allow(unreachable_pub, reason = "exported with job queues"))]
 #[non_exhaustive]
 pub struct QueueState {
     /// The name.
