@@ -40,8 +40,8 @@ impl IntoResponse for background::SubmitError {
 #[cfg(feature = "process")]
 impl<E> IntoResponse for RunError<E> {
     /// Returns a 503 with `Retry-After` if the job was rejected or no process could be started, a
-    /// 504 if it exceeded its timeout or deadline, and a 500 otherwise. The body is empty, because the
-    /// messages are for the operator.
+    /// 504 if it exceeded its timeout or deadline, and a 500 otherwise. The body is empty, because
+    /// the messages are for the operator.
     fn into_response(self) -> Response {
         match self {
             Self::Rejected(error) => error.into_response(),

@@ -159,9 +159,10 @@ impl<E> RunError<E> {
     }
 }
 
-/// The text includes the error of the work and all other reasons, also what a process has written to
-/// stderr before it was ready. It is for the operator, not for clients. [`source`](Error::source)
-/// returns none; the causes of an error of the work are those of its value.
+/// The text includes the error of the work and all other reasons, also what a process has written
+/// to stderr before it was ready. It is for the operator, not for clients.
+/// [`source`](Error::source) returns none; the causes of an error of the work are those of its
+/// value.
 impl<E: fmt::Display> fmt::Display for RunError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -280,8 +280,8 @@ impl ProcessPool {
     /// queues, whose job may have been cancelled, or taken over by another machine, meanwhile.
     ///
     /// `begin` is called on a thread of the pool, at most once, when a process is ready for the
-    /// job. It may block, and the process waits for it. The guard is dropped when the process no longer
-    /// runs the job, even if the future was dropped before.
+    /// job. It may block, and the process waits for it. The guard is dropped when the process no
+    /// longer runs the job, even if the future was dropped before.
     ///
     /// # Errors
     ///

@@ -272,8 +272,8 @@ impl SupervisorBuilder {
     /// In the supervisor, starts the workers and keeps them running until SIGTERM or SIGINT. In a
     /// worker process, calls `work` and ends the process with its result.
     ///
-    /// If `work` uses a [`ProcessPool`](super::ProcessPool), [`init`](super::init) is the first line
-    /// of `main`, before this call.
+    /// If `work` uses a [`ProcessPool`](super::ProcessPool), [`init`](super::init) is the first
+    /// line of `main`, before this call.
     ///
     /// The program is started again for each worker, so what comes before this call in `main` runs
     /// in every worker too. Only the code behind it is the supervisor's alone. Call it outside of a

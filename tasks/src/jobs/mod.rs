@@ -429,8 +429,8 @@ pub async fn migrate(store: &SqlStore) -> Result<(), StoreError> {
 /// session's `search_path`.
 ///
 /// Run it with `psql -v ON_ERROR_STOP=1`, as the role that owns the tables, and not in one
-/// transaction: a value that a migration of River adds to an enum can be used only after its commit.
-/// Running it again has no effect.
+/// transaction: a value that a migration of River adds to an enum can be used only after its
+/// commit. Running it again has no effect.
 ///
 /// # Errors
 ///

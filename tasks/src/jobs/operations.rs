@@ -78,9 +78,10 @@ impl Jobs {
     /// not count. So jobs of other kinds are not held up, and each job is claimed once. Its status
     /// does not change.
     ///
-    /// A job that is put aside does not count towards its [limit](crate::jobs::Enqueue::at_most), and
-    /// waits for it again, behind the others, when the kind is resumed. It keeps its turn in its
-    /// [sequence](crate::jobs::Enqueue::sequence), so the jobs behind it wait, of whichever kind.
+    /// A job that is put aside does not count towards its [limit](crate::jobs::Enqueue::at_most),
+    /// and waits for it again, behind the others, when the kind is resumed. It keeps its turn in
+    /// its [sequence](crate::jobs::Enqueue::sequence), so the jobs behind it wait, of whichever
+    /// kind.
     ///
     /// River's clients in other languages do not know of paused kinds: they run the jobs that they
     /// claim, but not those that are put aside. Pause the queue to stop them, too. No worker may
@@ -95,8 +96,8 @@ impl Jobs {
     }
 
     /// Resumes a kind that was [paused](Self::pause_kind). Its jobs return to their queues, 1000 in
-    /// one transaction. After 5 s the maintenance moves the rest, and if this process ends meanwhile,
-    /// that of another one does within a minute.
+    /// one transaction. After 5 s the maintenance moves the rest, and if this process ends
+    /// meanwhile, that of another one does within a minute.
     ///
     /// # Errors
     ///
@@ -124,14 +125,16 @@ pub(super) async fn change(queue: &Queue, ids: &[TaskId], change: Change) -> Res
     if changes.changed.is_empty() {
         return Ok(changes);
     }
+    let on_end = || changes.changed.iter().for_each(|id| queue.environment.ended.send(*id));
     match change {
         // It may be cancelled again.
         Change::Retry => queue.forget_forwarded(),
-        Change::Cancel => queue.cancel_requested.notify_one(),
-        Change::Discard | Change::Reschedule(_) => {}
-    }
-    if matches!(change, Change::Cancel | Change::Discard) {
-        changes.changed.iter().for_each(|id| queue.environment.ended.send(*id)); // running ones are ignored
+        Change::Cancel => {
+            queue.cancel_requested.notify_one();
+            on_end(); // running jobs are ignored
+        }
+        Change::Discard => on_end(),
+        Change::Reschedule(_) => {}
     }
     available.iter().for_each(|name| queue.wake(name));
     let followers = queue.environment.tasks.followers();

@@ -77,14 +77,14 @@ impl Tasks {
     /// Applies an operation to the tasks that `filter` selects, newest first, and returns how many
     /// were changed.
     ///
-    /// It begins at `page`, and changes at most [`Page::limit`] tasks, in transactions of 100 jobs. It
-    /// selects no others after 5 s. Of those that it has selected, it retries the oldest first, so that
-    /// jobs of one [sequence](crate::jobs::Enqueue::sequence) run again in their order. Jobs that only
-    /// the next call selects are older, but rejoin their sequences after them.
+    /// It begins at `page`, and changes at most [`Page::limit`] tasks, in transactions of 100 jobs.
+    /// It selects no others after 5 s. Of those that it has selected, it retries the oldest first,
+    /// so that jobs of one [sequence](crate::jobs::Enqueue::sequence) run again in their order.
+    /// Jobs that only the next call selects are older, but rejoin their sequences after them.
     ///
     /// If there may be more, [`BulkReport::remaining`] is `true`: call it again with a page
-    /// [after](Page::after) [`BulkReport::after`]. Tasks whose state has changed meanwhile are omitted
-    /// and not counted, and so are tasks that are not jobs, unless they are cancelled.
+    /// [after](Page::after) [`BulkReport::after`]. Tasks whose state has changed meanwhile are
+    /// omitted and not counted, and so are tasks that are not jobs, unless they are cancelled.
     ///
     /// # Errors
     ///

@@ -149,9 +149,9 @@ impl Tasks {
     /// Queues a finished job again, under the same id, and returns its record.
     ///
     /// Every final state permits it, also `succeeded`: the job then runs again, and its earlier
-    /// result and failure are removed. Its [steps](crate::jobs::Context::step) run again, too; those
-    /// that a job had finished when it failed or was cancelled do not. The attempts go on being counted, and a job that has used
-    /// all of them gets one more. It is due at once.
+    /// result and failure are removed. Its [steps](crate::jobs::Context::step) run again, too;
+    /// those that a job had finished when it failed or was cancelled do not. The attempts go on
+    /// being counted, and a job that has used all of them gets one more. It is due at once.
     ///
     /// # Errors
     ///

@@ -90,7 +90,8 @@ pub enum Access {
     /// not contain them.
     Public,
     /// Permits the action on tasks of this owner and, if the request has the id, on tasks without
-    /// an owner. Other tasks are unknown (404). Denies actions that concern the tasks of all owners.
+    /// an owner. Other tasks are unknown (404). Denies actions that concern the tasks of all
+    /// owners.
     Owner(String),
     /// Permits the action on every task.
     All,

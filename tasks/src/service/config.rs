@@ -1,6 +1,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use http::StatusCode;
+use tokio::sync::OwnedSemaphorePermit;
 use tower_offload::offload::RequestHead;
 
 use super::{
@@ -42,6 +43,20 @@ impl Config {
             limits,
             mount: MountCheck::default(),
         }
+    }
+
+    /// Returns 503 once tasks can no longer be changed.
+    pub(super) fn check_open(&self) -> Result<(), Problem> {
+        if self.source.is_closed() {
+            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shutting down"));
+        }
+        Ok(())
+    }
+
+    /// Acquires a permit to read a list, or returns 503.
+    pub(super) fn acquire_list(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let too_many = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many lists are being read");
+        self.limits.try_acquire_list().ok_or_else(too_many)
     }
 
     /// Calls the authorization callback.

@@ -33,8 +33,8 @@ use crate::{Record, Status, TaskState};
 pub(super) struct EventId {
     attempt: u32,
     phase: u8,
-    /// The version of the record from phase `PROGRESS` on. Before, it is 0: those events are derived
-    /// from later records too.
+    /// The version of the record from phase `PROGRESS` on. Before, it is 0: those events are
+    /// derived from later records too.
     version: u64,
 }
 

@@ -38,9 +38,7 @@ pub(super) async fn cancel(config: Config, id: TaskId, access: Access) -> Respon
 }
 
 async fn try_cancel(config: Config, id: TaskId, access: &Access) -> Result<Response, Problem> {
-    if config.source.is_closed() {
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shutting down"));
-    }
+    config.check_open()?;
     visible(config.source.get(id).await, access)?; // the caller may not cancel the tasks of others
     let record = visible(config.source.cancel(id).await, access)?;
     let mut response = response::status(&record);

@@ -19,8 +19,8 @@ pub(crate) struct Limits {
     lists: Arc<Semaphore>,
     /// One permit for the operation on many tasks of an owner.
     bulk: Arc<Semaphore>,
-    /// One permit for the operation on the tasks of all owners, so that owners cannot keep operators
-    /// from it.
+    /// One permit for the operation on the tasks of all owners, so that owners cannot keep
+    /// operators from it.
     bulk_of_all: Arc<Semaphore>,
     refused: Arc<Refused>,
 }

@@ -124,7 +124,7 @@ pub(super) fn restricted(filter: Filter, access: &Access) -> Option<Filter> {
     }
 }
 
-fn bad_request(message: impl Into<Cow<'static, str>>) -> Problem {
+pub(super) fn bad_request(message: impl Into<Cow<'static, str>>) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, message)
 }
 
@@ -192,8 +192,7 @@ pub(super) async fn list(config: Config, access: Access, query: ListQuery) -> Re
 }
 
 async fn try_list(config: Config, access: Access, query: ListQuery) -> Result<Response, Problem> {
-    let too_many = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many lists are being read");
-    let _permit = config.limits.try_acquire_list().ok_or_else(too_many)?;
+    let _permit = config.acquire_list()?;
     let listing = match restricted(query.filter.clone(), &access) {
         Some(filter) => config.source.list(&filter, query.page).await.map_err(|error| store_problem(&error))?,
         None => Listing::default(),

@@ -91,12 +91,12 @@
 //! # let _ = service;
 //! ```
 //!
-//! The page contains nothing about any task. It sends requests with the credentials that the browser
-//! has for its origin, such as a session cookie. For a bearer token it has a form: the tab keeps the
-//! token in its session storage and sends it as `Authorization`. A browser opens the page without
-//! that token, so permit [`Action::Page`] to every client then. The page hides what the service
-//! does not have, and shows the reason for what is denied. Responses do not permit other origins,
-//! so pages of other sites cannot read or cancel tasks.
+//! The page contains nothing about any task. It sends requests with the credentials that the
+//! browser has for its origin, such as a session cookie. For a bearer token it has a form: the tab
+//! keeps the token in its session storage and sends it as `Authorization`. A browser opens the page
+//! without that token, so permit [`Action::Page`] to every client then. The page hides what the
+//! service does not have, and shows the reason for what is denied. Responses do not permit other
+//! origins, so pages of other sites cannot read or cancel tasks.
 //!
 //! # Operations
 //!

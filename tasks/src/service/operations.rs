@@ -1,6 +1,6 @@
 //! Operations of operators: changes of jobs, many at once, queues and kinds, and the summary.
 
-use std::{borrow::Cow, future::poll_fn, pin::Pin, pin::pin, time::Duration};
+use std::{future::poll_fn, pin::Pin, pin::pin, time::Duration};
 
 use bytes::Buf;
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
@@ -13,7 +13,7 @@ use tower_offload::offload::RequestHead;
 use super::{
     access::{Access, Action},
     config::Config,
-    list::{restricted, set_filter},
+    list::{bad_request, restricted, set_filter},
     response::{self, Response, ResponseFuture, store_problem, unknown_task, visible},
     routes::Operation,
 };
@@ -77,10 +77,6 @@ async fn read<B: Body>(body: B) -> Result<Vec<u8>, Problem> {
     };
     let late = || Err(bad_request(format!("the body did not arrive within {MAX_BODY_TIME:?}")));
     timeout(MAX_BODY_TIME, read).await.unwrap_or_else(|_| late())
-}
-
-fn bad_request(detail: impl Into<Cow<'static, str>>) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, detail)
 }
 
 /// Authorizes an operation, and returns what becomes of the request. `segment` is the id or the
@@ -195,9 +191,7 @@ async fn respond_to_change(config: Config, id: TaskId, access: Access, change: C
 }
 
 async fn try_change(config: &Config, id: TaskId, access: &Access, change: Change) -> Result<Response, Problem> {
-    if config.source.is_closed() {
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shutting down"));
-    }
+    config.check_open()?;
     visible(config.source.get(id).await, access)?; // the caller may not change the tasks of others
     let changed = config.source.change(id, change).await.map_err(|error| operation_problem(&error))?;
     Ok(response::status(&changed))
@@ -347,9 +341,7 @@ async fn try_bulk(config: &Config, access: &Access, body: &[u8]) -> Result<Respo
     let request: BulkRequest = parse(body)?;
     let page = request.page()?;
     let (action, filter) = (request.action, request.filter.into_filter()?);
-    if config.source.is_closed() {
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shutting down"));
-    }
+    config.check_open()?;
     let Some(filter) = restricted(filter, access) else { return Ok(response::json(&BulkReport::default())) };
     let too_many = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "another operation on many tasks is in progress");
     let _permit = config.limits.try_acquire_bulk(access).ok_or_else(too_many)?;
@@ -371,8 +363,7 @@ async fn queues(config: Config) -> Response {
 }
 
 async fn try_queues(config: &Config) -> Result<Response, Problem> {
-    let too_many = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many lists are being read");
-    let permit = config.limits.try_acquire_list().ok_or_else(too_many)?;
+    let permit = config.acquire_list()?;
     let mut queues = config.source.queues().await.map_err(|error| operation_problem(&error))?;
     drop(permit);
     // The kinds of other processes.
@@ -406,12 +397,13 @@ pub(super) struct Sequences {
 }
 
 async fn sequences(config: Config) -> Response {
-    let too_many = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many lists are being read");
-    let Some(_permit) = config.limits.try_acquire_list() else { return too_many().into_response() };
-    match config.source.blocked_sequences().await {
-        Ok(sequences) => response::json(&Sequences { sequences }),
-        Err(error) => operation_problem(&error).into_response(),
-    }
+    try_sequences(&config).await.unwrap_or_else(Problem::into_response)
+}
+
+async fn try_sequences(config: &Config) -> Result<Response, Problem> {
+    let _permit = config.acquire_list()?;
+    let sequences = config.source.blocked_sequences().await.map_err(|error| operation_problem(&error))?;
+    Ok(response::json(&Sequences { sequences }))
 }
 
 /// Body of a request that continues a sequence.

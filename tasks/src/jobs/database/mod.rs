@@ -435,9 +435,9 @@ SELECT river_id, id FROM tower_offload_task WHERE river_id IS NOT NULL AND state
         })
     }
 
-    /// Cancels a job, if its record still has the request. Both are one transaction, which locks the
-    /// job first, so a retry comes before it or after it. Returns `false` if there is no request, or if the
-    /// job is locked.
+    /// Cancels a job, if its record still has the request. Both are one transaction, which locks
+    /// the job first, so a retry comes before it or after it. Returns `false` if there is no
+    /// request, or if the job is locked.
     ///
     /// River notifies its clients of a cancellation, who may get the notification when the job was
     /// retried and runs again. So only a running job is cancelled by River.

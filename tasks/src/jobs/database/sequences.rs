@@ -54,8 +54,8 @@ impl Database {
     }
 
     /// Heals sequences and limits in which no job can run although jobs wait. Returns the number of
-    /// jobs that were wrong. There are none, unless the triggers were disabled. Those of paused kinds
-    /// wait without a permit.
+    /// jobs that were wrong. There are none, unless the triggers were disabled. Those of paused
+    /// kinds wait without a permit.
     pub(in crate::jobs) async fn heal_sequences(&self) -> Result<u64, StoreError> {
         match self {
             #[cfg(feature = "postgres")]
